@@ -1,0 +1,176 @@
+"""The contract between the engine and whatever keeps trees: words only, no code.
+
+A *tree* is one set of files under a *key*. Keys come from the store (`v3.1`, `s7`), match
+`[a-z0-9.]+`, and are never user input. A driver knows nothing of volumes, snapshots or revert.
+A driver is made with its pool's root directory and the directory of mount points
+(`mounts`, outside the pool); both exist. Tests in `tests/contract` follow this text line by line.
+
+`send` and `receive` (streams of a tree for backups) join the contract together with the backups.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import Flag, StrEnum, auto
+from pathlib import Path
+from typing import NewType, Protocol
+
+Key = NewType("Key", str)
+
+
+class Capability(Flag):
+    """Promises that the contract suite checks."""
+
+    NONE = 0
+    SIZE = auto()
+    """Writing past a tree's size fails with ENOSPC or EDQUOT."""
+    COW = auto()
+    """A clone takes the same time for any amount of data."""
+    INSTANT = auto()
+    """The clone of a tree that is being written is what a power cut would have left."""
+
+
+@dataclass(frozen=True, slots=True)
+class TreeOptions:
+    """What a new tree should be like; None means the driver's default."""
+
+    size_bytes: int | None = None
+    thick: bool = False
+    fs: str | None = None
+    uid: int | None = None
+    gid: int | None = None
+    mode: int | None = None
+    nocow: bool = False
+    compression: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Space of one tree in bytes; None means that it cannot be told in constant time."""
+
+    used_bytes: int | None
+    exclusive_bytes: int | None
+    limit_bytes: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class User:
+    """One process (of a mount namespace) in which a tree is mounted, and where."""
+
+    pid: int
+    process: str
+    mount_point: str
+
+
+class ChangeKind(StrEnum):
+    """How a path differs between two trees."""
+
+    ADDED = "added"
+    CHANGED = "changed"
+    REMOVED = "removed"
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Change:
+    """One path, relative to the tree's root, that differs."""
+
+    path: str
+    kind: ChangeKind
+
+
+class Driver(Protocol):
+    """Keeps the trees of one pool.
+
+    1. *Whole or absent*: after a crash at any instant a key has all its content or is not there.
+    2. *The disk is the only state*: a new instance on the same root sees the same trees and attachments.
+    3. *Trees are independent*: no call on one key changes another; a clone outlives its source.
+    4. *remove, attach, detach may be repeated.*
+    5. Named errors are raised before anything has changed; OSError passes through, and then the
+       target key is absent.
+    6. Methods block; calls for different keys may run in parallel; the caller never makes two
+       calls for one key at once (`trees`, `usage` and `users` excepted).
+
+    A call returns only when its effect survives power loss, with two exceptions, both settled by
+    `sync`: a new, empty tree may be missing after power loss, and a removed tree may be back.
+    """
+
+    capabilities: Capability
+    options: frozenset[str]
+    """The names of the TreeOptions fields (`size_bytes` is `size` here) that this driver honours."""
+
+    def open(self) -> None:
+        """Check the pool and sweep what a crash left half-made; repeatable.
+
+        Raises Unusable: the pool is on the wrong file system or a needed tool is missing.
+        """
+        ...
+
+    def complete(self, options: TreeOptions) -> TreeOptions:
+        """Fill in this driver's defaults (size, fs) and check every value; touches nothing.
+
+        Raises Invalid (a bad value, naming the minimum or the choices) or Unsupported.
+        """
+        ...
+
+    def create(self, key: Key, options: TreeOptions) -> None:
+        """Make an empty tree from completed options. Raises Exists."""
+        ...
+
+    def clone(self, source: Key, target: Key, *, read_only: bool) -> None:
+        """Copy a tree; the source may be attached if the driver is INSTANT. Raises NotFound, Exists.
+
+        Without INSTANT the caller makes sure that nobody writes to the source.
+        """
+        ...
+
+    def remove(self, key: Key) -> None:
+        """Destroy a tree, whatever a container's root put into it. Repeatable. Raises InUse.
+
+        InUse: it is mounted somewhere, in any mount namespace; nothing has changed then.
+        """
+        ...
+
+    def attach(self, key: Key, *, read_only: bool) -> Path:
+        """Mount the tree at `mounts/<key>` and return that path. Repeatable. Raises NotFound.
+
+        If the right tree is already mounted there, only the path is returned; if anything else
+        is, it is repaired.
+        """
+        ...
+
+    def detach(self, key: Key) -> None:
+        """Unmount `mounts/<key>` and flush. Repeatable. Raises InUse if the mount is busy."""
+        ...
+
+    def resize(self, key: Key, size_bytes: int) -> None:
+        """Set the size of a tree, attached or not. Repeatable. Raises NotFound, Invalid, Unsupported.
+
+        Invalid: smaller than this driver can make it. After a crash: the old size or the new one,
+        and a second call with the same size ends the work.
+        """
+        ...
+
+    def trees(self) -> set[Key]:
+        """Return every key in the pool; reads names only, opens no tree."""
+        ...
+
+    def usage(self, key: Key) -> Usage:
+        """Return the space of a tree in constant time. Raises NotFound."""
+        ...
+
+    def users(self, key: Key) -> list[User]:
+        """Return who has the tree mounted in any mount namespace, our own `mounts/<key>` excepted.
+
+        An absent tree has no users.
+        """
+        ...
+
+    def changes(self, base: Key, key: Key) -> Iterator[Change] | None:
+        """Return the paths that differ between two read-only trees of one origin, sorted by path.
+
+        None: this driver has no better way than walking both trees.
+        """
+        ...
+
+    def sync(self) -> None:
+        """Return when every creation and removal so far in this pool survives power loss."""
+        ...

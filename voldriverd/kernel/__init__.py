@@ -1,0 +1,1 @@
+"""One module per kernel object; raises OSError and knows no volume."""

@@ -1,0 +1,117 @@
+"""Files and directories made durable, reflinks, inode flags, free space.
+
+Durable means: fsync the file, rename, fsync the directory. That order stands here and nowhere else.
+"""
+
+import ctypes
+import os
+from pathlib import Path
+from typing import Final
+
+from voldriverd.kernel import ioctl
+
+FS_IOC_GETFLAGS: Final = ioctl.ior(ord("f"), 1, 8)
+FS_IOC_SETFLAGS: Final = ioctl.iow(ord("f"), 2, 8)
+FS_IMMUTABLE_FL: Final = 0x10
+FS_APPEND_FL: Final = 0x20
+FS_NOCOW_FL: Final = 0x800000
+FICLONE: Final = ioctl.iow(0x94, 9, 4)
+"""linux/fs.h"""
+
+BTRFS_MAGIC: Final = 0x9123683E
+XFS_MAGIC: Final = 0x58465342
+EXT4_MAGIC: Final = 0xEF53
+"""linux/magic.h"""
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+class _Statfs(ctypes.Structure):
+    """The part of struct statfs that we read (statfs(2)); padded to its size on 64-bit."""
+
+    _fields_ = (("f_type", ctypes.c_long), ("rest", ctypes.c_char * 248))
+
+
+def magic(path: Path) -> int:
+    """Return the file system's magic number (statfs(2)). Raises OSError."""
+    result = _Statfs()
+    if _libc.statfs(os.fsencode(path), ctypes.byref(result)) < 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number), str(path))
+    return int(result.f_type)
+
+
+def sync_file_system(path: Path) -> None:
+    """Write out everything dirty of the file system that holds `path` (syncfs(2)). Raises OSError."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        if _libc.syncfs(fd) < 0:
+            number = ctypes.get_errno()
+            raise OSError(number, os.strerror(number), str(path))
+    finally:
+        os.close(fd)
+
+
+def sync_directory(path: Path) -> None:
+    """Make the names in a directory durable. Raises OSError."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def write_durably(path: Path, content: bytes, *, mode: int = 0o600) -> None:
+    """Replace a file: after a crash it has its old content or the new one, whole. Raises OSError."""
+    part = path.with_name(f".{path.name}.part")
+    fd = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, mode)
+    try:
+        with open(fd, "wb", closefd=False) as file:
+            file.write(content)
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+    rename_durably(part, path)
+
+
+def rename_durably(source: Path, target: Path) -> None:
+    """Rename within one file system and make both directories durable; replaces a file of that name."""
+    source.rename(target)
+    sync_directory(target.parent)
+    if source.parent != target.parent:
+        sync_directory(source.parent)
+
+
+def make_directory(path: Path, *, mode: int) -> None:
+    """Make a directory durable; one that exists already is left with its mode. Raises OSError."""
+    try:
+        path.mkdir(mode)
+    except FileExistsError:
+        if not path.is_dir():
+            raise
+        return
+    path.chmod(mode)  # the umask does not apply
+    sync_directory(path.parent)
+
+
+def reflink(source_fd: int, target_fd: int) -> None:
+    """Share all extents of a file with an empty one (ioctl_ficlone(2)). Raises OSError (EOPNOTSUPP, EXDEV, EINVAL)."""
+    ioctl.call(target_fd, FICLONE, source_fd)
+
+
+def get_flags(fd: int) -> int:
+    """Return the inode flags (ioctl_iflags(2)). Raises OSError (ENOTTY: the file system has none)."""
+    value = ctypes.c_uint64(0)
+    ioctl.call(fd, FS_IOC_GETFLAGS, value)
+    return int(value.value) & 0xFFFFFFFF
+
+
+def set_flags(fd: int, flags: int) -> None:
+    """Set the inode flags (ioctl_iflags(2)). Raises OSError."""
+    ioctl.call(fd, FS_IOC_SETFLAGS, ctypes.c_uint64(flags))
+
+
+def capacity(path: Path) -> tuple[int, int]:
+    """Return (total, available to root) bytes of the file system that holds `path`. Raises OSError."""
+    state = os.statvfs(path)
+    return state.f_blocks * state.f_frsize, state.f_bfree * state.f_frsize

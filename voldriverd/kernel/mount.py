@@ -1,0 +1,151 @@
+"""Mounts: mount(2), umount2(2), and what /proc/PID/mountinfo says (proc(5), section mountinfo)."""
+
+import ctypes
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+MS_RDONLY: Final = 1
+MS_NOSUID: Final = 2
+MS_NODEV: Final = 4
+MS_REMOUNT: Final = 32
+MS_BIND: Final = 4096
+"""linux/mount.h"""
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.mount.argtypes = (ctypes.c_char_p, ctypes.c_char_p, ctypes.c_char_p, ctypes.c_ulong, ctypes.c_char_p)
+_libc.umount2.argtypes = (ctypes.c_char_p, ctypes.c_int)
+
+_DELETED = "//deleted"
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One line of a mountinfo file; `device` is major:minor of the superblock (not of a btrfs subvolume)."""
+
+    mount_id: int
+    device: str
+    root: str
+    """The path inside the file system that forms the root of this mount."""
+    mount_point: str
+    options: str
+    fs_type: str
+    source: str
+
+
+def mount(source: str, target: Path, *, fs_type: str | None = None, flags: int = 0, data: str = "") -> None:
+    """Mount; raises OSError with the errno of mount(2)."""
+    kind = fs_type.encode() if fs_type else None
+    if _libc.mount(os.fsencode(source), os.fsencode(target), kind, flags, data.encode() or None) < 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number), str(target))
+
+
+def bind(source: Path, target: Path, *, read_only: bool) -> None:
+    """Bind-mount a directory; a read-only one is never visible as writable: it is undone if that fails."""
+    mount(str(source), target, flags=MS_BIND)
+    if not read_only:
+        return
+    try:
+        mount("none", target, flags=MS_BIND | MS_REMOUNT | MS_RDONLY)
+    except OSError:
+        unmount(target)
+        raise
+
+
+def unmount(target: Path) -> None:
+    """Unmount; raises OSError (EBUSY: in use; EINVAL: not a mount point). Never lazy: that keeps the loop alive."""
+    if _libc.umount2(os.fsencode(target), 0) < 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number), str(target))
+
+
+def table(pid: int | None = None) -> list[Entry]:
+    """Return the mounts of a process's namespace, ours if None; raises OSError if the process has gone."""
+    path = f"/proc/{pid or 'self'}/mountinfo"
+    with open(path, encoding="utf-8", errors="surrogateescape") as file:
+        return [_parse(line) for line in file]
+
+
+def at(path: Path) -> Entry | None:
+    """Return the uppermost mount at exactly this mount point in our namespace, None if there is none."""
+    found = None
+    for entry in table():
+        if entry.mount_point == str(path):
+            found = entry
+    return found
+
+
+def containing(path: Path) -> Entry:
+    """Return the mount on which a path lies (through `mnt_id` of /proc/self/fdinfo). Raises OSError."""
+    fd = os.open(path, os.O_PATH | os.O_CLOEXEC)
+    try:
+        info = Path(f"/proc/self/fdinfo/{fd}").read_text()
+    finally:
+        os.close(fd)
+    mount_id = int(next(line.split()[1] for line in info.splitlines() if line.startswith("mnt_id:")))
+    for entry in table():
+        if entry.mount_id == mount_id:
+            return entry
+    message = "its mount is in no mount table"
+    raise OSError(2, message, str(path))
+
+
+def location(path: Path) -> tuple[str, str]:
+    """Return (device, path inside the file system), by which mounts of it are found in every namespace."""
+    real = path.resolve()
+    entry = containing(real)
+    inside = os.path.relpath(real, entry.mount_point)
+    return entry.device, os.path.normpath(os.path.join(entry.root, inside))
+
+
+def everywhere() -> Iterator[tuple[int, Entry]]:
+    """Yield (pid, entry) for all mounts of all mount namespaces, each namespace once, ours first.
+
+    The pid is one process of that namespace. Processes that end meanwhile are passed over. A
+    namespace that is only kept alive by a bind mount or descriptor, without a process, is not seen.
+    """
+    seen: set[int] = set()
+    own = os.getpid()
+    for pid in (own, *(int(name) for name in os.listdir("/proc") if name.isdigit() and int(name) != own)):
+        try:
+            namespace = os.stat(f"/proc/{pid}/ns/mnt").st_ino
+            if namespace in seen:
+                continue
+            entries = table(pid)
+        except OSError:  # the process ended between the listing and the look: it holds nothing any more
+            continue
+        seen.add(namespace)
+        for entry in entries:
+            yield pid, entry
+
+
+def process_name(pid: int) -> str:
+    """Return the command name of a process, `?` if it has gone."""
+    try:
+        return Path(f"/proc/{pid}/comm").read_text().strip()
+    except OSError:
+        return "?"
+
+
+def covers(entry: Entry, device: str, inside: str) -> bool:
+    """Tell whether a mount shows the directory `inside` of a device, or something below it."""
+    root = entry.root.removesuffix(_DELETED)
+    return entry.device == device and (root == inside or root.startswith(inside.rstrip("/") + "/"))
+
+
+def _parse(line: str) -> Entry:
+    before, _, after = line.rstrip("\n").partition(" - ")
+    fields = before.split(" ")
+    fs_type, source, *_ = after.split(" ")
+    return Entry(int(fields[0]), fields[2], _decode(fields[3]), _decode(fields[4]), fields[5], fs_type, _decode(source))
+
+
+def _decode(text: str) -> str:
+    if "\\" not in text:
+        return text
+    raw = re.sub(rb"\\([0-7]{3})", lambda found: bytes([int(found[1], 8)]), os.fsencode(text))
+    return os.fsdecode(raw)

@@ -1,0 +1,88 @@
+"""One pool per test, on the real kernel, of every kind in `pools.KINDS`."""
+
+import itertools
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+from tests.contract.pools import KINDS, Kind
+from tests.scratch import Scratch, unmount_under
+from voldriverd.driver import Capability, Driver, Key, TreeOptions
+
+_numbers: Final = itertools.count()
+_PLAIN: Final = TreeOptions()
+
+
+@dataclass(frozen=True, slots=True)
+class Pool:
+    """A pool directory, the driver on it, and what the tests do to its trees."""
+
+    kind: Kind
+    root: Path
+    mounts: Path
+    driver: Driver
+
+    def reopen(self) -> Driver:
+        """Return a new instance, as after a restart of the daemon."""
+        driver = self.kind.make(self.root, self.mounts)
+        driver.open()
+        return driver
+
+    def create(self, key: str, options: TreeOptions = _PLAIN) -> Key:
+        """Make a tree from options as a user gives them."""
+        self.driver.create(Key(key), self.driver.complete(options))
+        return Key(key)
+
+    def attach(self, key: str, *, read_only: bool = False) -> Path:
+        """Attach a tree for writing."""
+        return self.driver.attach(Key(key), read_only=read_only)
+
+    def write(self, key: str, name: str, content: bytes) -> None:
+        """Attach, write one file durably, detach."""
+        path = self.attach(key) / name
+        path.write_bytes(content)
+        fd = os.open(path, os.O_RDONLY)
+        os.fsync(fd)
+        os.close(fd)
+        self.driver.detach(Key(key))
+
+    def read(self, key: str, name: str) -> bytes:
+        """Attach read-only, read one file, detach."""
+        content = (self.attach(key, read_only=True) / name).read_bytes()
+        self.driver.detach(Key(key))
+        return content
+
+    def names(self, key: str) -> set[str]:
+        """Attach read-only, list the root, detach."""
+        names = set(os.listdir(self.attach(key, read_only=True)))
+        self.driver.detach(Key(key))
+        return names
+
+    def needs(self, capability: Capability) -> None:
+        """Skip the test where the driver does not promise this."""
+        if capability not in self.driver.capabilities:
+            pytest.skip(f"{self.kind.name} does not promise {capability.name}")
+
+    def needs_option(self, option: str) -> None:
+        """Skip the test where the driver does not honour this option."""
+        if option not in self.driver.options:
+            pytest.skip(f"{self.kind.name} does not honour {option}")
+
+
+@pytest.fixture(params=KINDS, ids=lambda kind: kind.name)
+def pool(request: pytest.FixtureRequest, session_scratch: Scratch, tmp_path: Path) -> Iterator[Pool]:
+    """Return a new, empty, open pool; what is still mounted at the end is unmounted."""
+    kind: Kind = request.param
+    root = session_scratch.shared(kind.name, kind.fs_type) / f"pool{next(_numbers)}"
+    root.mkdir(0o700)
+    kind.prepare(root)
+    mounts = tmp_path / "mounts"
+    mounts.mkdir(0o700)
+    driver = kind.make(root, mounts)
+    driver.open()
+    yield Pool(kind, root, mounts, driver)
+    unmount_under(tmp_path)

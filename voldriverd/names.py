@@ -45,7 +45,7 @@ LABEL_VALUE_MAX: Final = 4_096
 """Labels are kept in memory for every volume; these bounds are far above what anybody was seen to use."""
 
 _NAME: Final = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]*")
-_NAME_RULE: Final = f'is 1 to {NAME_MAX} letters, digits, "_", "." and "-", of which the first is a letter or a digit'
+_NAME_RULE: Final = f'a name is 1 to {NAME_MAX} letters, digits, "_", "." and "-", beginning with a letter or digit'
 _ANONYMOUS: Final = re.compile(r"[0-9a-f]{64}")
 _SIZE: Final = re.compile(r"([0-9]{1,20})(?:\.([0-9]{1,20}))? ?(?:([kmgtp])(?:i?b)?|b)?", re.ASCII | re.IGNORECASE)
 _SIZE_RULE: Final = "a size is a number with k, m, g, t or p (powers of 1024), as in 10G, 512MiB or 1.5t"
@@ -130,15 +130,7 @@ def snapshot_name(text: str, *, field: str = "name") -> str:
 
 def name(text: str, *, thing: str, field: str = "name") -> str:
     """Check a name by the one rule that holds for all things that have names. Raises Invalid."""
-    if len(text) > NAME_MAX:
-        _refuse(field, text, f"it has {len(text)} characters; a {thing} name {_NAME_RULE}")
-    if not text:
-        _refuse(field, text, f"it is empty; a {thing} name {_NAME_RULE}")
-    found = _NAME.match(text)
-    wrong = found.end() if found else 0
-    if wrong < len(text):
-        where = "starts with" if wrong == 0 else "contains"
-        _refuse(field, text, f"it {where} {text[wrong]!r}; a {thing} name {_NAME_RULE}")
+    _check_name(text, text, thing=thing, field=field)
     return text
 
 
@@ -216,21 +208,32 @@ def format_duration(duration_s: int) -> str:
     return "".join(parts) or "0s"
 
 
+def format_percent(fraction: float) -> str:
+    """Write a fraction as `percent` reads it: `5%`."""
+    return f"{fraction * 100:.4f}".rstrip("0").rstrip(".") + "%"
+
+
 def origin(text: str, *, field: str = "from") -> Source | BackupSource:
     """Parse `volume`, `volume@snapshot` or `backup:<id>`. Raises Invalid."""
     if text.startswith(_BACKUP):
-        return BackupSource(name(text.removeprefix(_BACKUP), thing="backup", field=field))
+        backup = text.removeprefix(_BACKUP)
+        _check_name(backup, text, thing="backup", field=field)
+        return BackupSource(backup)
     volume, at, snapshot = text.partition("@")
-    return Source(volume_name(volume, field=field), snapshot_name(snapshot, field=field) if at else None)
+    _check_name(volume, text, thing="volume", field=field)
+    if not at:
+        return Source(volume)
+    _check_name(snapshot, text, thing="snapshot", field=field)
+    return Source(volume, snapshot)
 
 
 def parse_options(options: Mapping[str, object], *, drivers: Iterable[str] = DRIVERS) -> VolumeOptions:
     """Parse the options of a new volume; numbers and booleans of JSON are taken as their text. Raises Invalid."""
     texts = {key: _text(value, key) for key, value in options.items()}
     labels = {key.removeprefix(_LABEL): texts.pop(key) for key in list(texts) if key.startswith(_LABEL)}
-    for key in texts:
+    for key, text in texts.items():
         if key not in OPTIONS:
-            refuse_unknown(key, OPTIONS, thing="option")
+            refuse_unknown(key, OPTIONS, thing="option", value=text, field=key)
     return VolumeOptions(
         driver=_given(texts, "driver", _choice_of(drivers)),
         pool=_given(texts, "pool", _pool_name),
@@ -268,13 +271,31 @@ def format_options(options: VolumeOptions) -> dict[str, str]:
     return {key: text for key, text in texts.items() if text is not None} | labels
 
 
-def refuse_unknown(word: str, valid: Iterable[str], *, thing: str, field: str | None = None) -> NoReturn:
-    """Raise the Invalid for a word that is none of the valid ones, naming the nearest first."""
+def refuse_unknown(word: str, valid: Iterable[str], *, thing: str, field: str, value: str | None = None) -> NoReturn:
+    """Raise the Invalid for a word that is none of the valid ones, naming the nearest first; `value` is its value."""
     words = list(valid)
     near = difflib.get_close_matches(word[:_SHOWN_MAX], words, n=1)
     hint = f"did you mean {near[0]}? " if near else ""
-    message = f"cannot use {thing} {_shown(word)}: there is none of that name; {hint}valid are {', '.join(words)}"
-    raise Invalid(message, field=word if field is None else field)
+    given = "" if value is None else f" (value {_shown(value)})"
+    message = (
+        f"cannot use {thing} {_shown(word)}{given}: there is none of that name; {hint}valid are {', '.join(words)}"
+    )
+    raise Invalid(message, field=field)
+
+
+def _check_name(part: str, whole: str, *, thing: str, field: str) -> None:
+    """Refuse the whole text if the part of it that should be a name is none."""
+    found = _NAME.match(part)
+    wrong = found.end() if found else 0
+    if len(part) > NAME_MAX:
+        fault = f"has {len(part)} characters"
+    elif not part:
+        fault = "is empty"
+    elif wrong < len(part):
+        fault = f"{'contains' if wrong else 'starts with'} {part[wrong]!r}"
+    else:
+        return
+    _refuse(field, whole, f"the {thing} name {fault}; {_NAME_RULE}")
 
 
 class _Parser(Protocol[T_co]):

@@ -1,0 +1,198 @@
+"""The rows: pools, volumes, snapshots, mounts, trees. Data and pure questions, no effects.
+
+Times are aware datetimes in UTC. Sizes are bytes. A row is never changed: a verb commits a new one.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import StrEnum
+from typing import NewType
+
+from voldriverd.driver import Key, TreeOptions
+
+PoolId = NewType("PoolId", int)
+VolumeId = NewType("VolumeId", int)
+SnapshotId = NewType("SnapshotId", int)
+MountId = NewType("MountId", int)
+
+
+class VolumeState(StrEnum):
+    """Where a volume is in its life; being mounted is not a state of the row but of its mounts."""
+
+    REGISTERING = "registering"
+    """Begun; its tree may be missing. Recovery ends it."""
+    INACTIVE = "inactive"
+    """At rest, mounted or not (a mounted one is shown as `active`)."""
+    REVERTING = "reverting"
+    UPDATING = "updating"
+    """`size_bytes` is the size aimed at; recovery makes the tree so."""
+    REMOVED = "removed"
+    """In the trash until `destroy_at`."""
+    PURGED = "purged"
+    """A tombstone: it has no tree any more."""
+
+
+class SnapshotState(StrEnum):
+    """Where a snapshot is in its life."""
+
+    CREATING = "creating"
+    CREATED = "created"
+    REMOVED = "removed"
+    """A tombstone: it has no tree any more."""
+
+
+class Health(StrEnum):
+    """Whether a pool can be used now."""
+
+    AVAILABLE = "available"
+    UNAVAILABLE = "unavailable"
+
+
+@dataclass(frozen=True, slots=True)
+class Pool:
+    """One root directory and its driver; `uuid` stands in the marker file there too."""
+
+    id: PoolId
+    uuid: str
+    name: str
+    driver: str
+    path: str
+
+
+@dataclass(frozen=True, slots=True)
+class Tree:
+    """One tree that the database knows, pointed to or not."""
+
+    key: Key
+    pool_id: PoolId
+    options: TreeOptions | None
+    """How to make it when it is an empty one; None for a clone."""
+    source: Key | None
+    """The tree it is cloned from; None for an empty one."""
+    is_settled: bool
+    """Known to survive power loss; an unsettled empty tree may be missing and is made again."""
+
+
+@dataclass(frozen=True, slots=True)
+class Volume:
+    """A named volume; `key` is None once it is purged."""
+
+    id: VolumeId
+    uuid: str
+    name: str
+    description: str | None
+    pool_id: PoolId
+    driver: str
+    key: Key | None
+    content: int
+    """How many trees the volume has had: the number behind the dot of the newest key."""
+    state: VolumeState
+    size_bytes: int | None
+    """The limit; None if it has none."""
+    options: Mapping[str, str]
+    """The options as the user gave them."""
+    labels: Mapping[str, str]
+    is_protected: bool
+    created_at: datetime
+    removed_at: datetime | None = None
+    destroy_at: datetime | None = None
+    message: str | None = None
+    """Why the volume needs an operator, or what ended it; None if nothing is to be said."""
+
+    @property
+    def is_live(self) -> bool:
+        """Neither in the trash nor purged: it holds its name."""
+        return self.state not in {VolumeState.REMOVED, VolumeState.PURGED}
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """The frozen content of a volume; `name` is None for a nameless one, `key` None once it is removed."""
+
+    id: SnapshotId
+    uuid: str
+    volume_id: VolumeId
+    name: str | None
+    description: str | None
+    key: Key | None
+    state: SnapshotState
+    is_automatic: bool
+    size_bytes: int | None
+    created_at: datetime
+    expires_at: datetime | None = None
+    removed_at: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Mount:
+    """One holder's use of a volume; `count` times, since `docker cp` mounts under the container's own id."""
+
+    id: MountId
+    volume_id: VolumeId
+    holder: str
+    count: int
+    boot_id: str
+    created_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class SnapshotSummary:
+    """What `docker volume inspect` tells of a volume's snapshots, kept in memory."""
+
+    count: int = 0
+    newest: tuple[str, ...] = field(default=())
+    """The names (or `s<id>`) of the newest ones, newest first."""
+
+
+HOST_HOLDER = "host"
+"""The holder of `voldriver volume mount` and of the API action `activate`; it ends with the boot."""
+
+NO_SNAPSHOTS = SnapshotSummary()
+
+
+def volume_key(volume_id: VolumeId, content: int) -> Key:
+    """Return the key of a volume's content-th tree."""
+    return Key(f"v{volume_id}.{content}")
+
+
+def snapshot_key(snapshot_id: SnapshotId) -> Key:
+    """Return the key of a snapshot's tree."""
+    return Key(f"s{snapshot_id}")
+
+
+def key_number(key: Key) -> tuple[str, int]:
+    """Return (letter, id) of a key, so that new ids start above every key on disk. Raises ValueError."""
+    return key[0], int(key[1:].partition(".")[0])
+
+
+def shown_state(volume: Volume, *, is_mounted: bool) -> str:
+    """Return the state in the words of the Rancher API (rancher-api: 4.2, with D8 of the design)."""
+    if volume.state is VolumeState.INACTIVE:
+        return "active" if is_mounted else "inactive"
+    if volume.state is VolumeState.REVERTING:
+        return "reverting-inactive"
+    if volume.state is VolumeState.UPDATING:
+        return "updating-active" if is_mounted else "updating-inactive"
+    return volume.state.value
+
+
+def volume_actions(volume: Volume, *, is_mounted: bool, has_host_holder: bool) -> frozenset[str]:
+    """Return the actions that a volume offers now; both the `actions` map and the check ask here."""
+    if volume.state is VolumeState.REMOVED:
+        return frozenset({"restore", "purge"})
+    if volume.state is not VolumeState.INACTIVE:
+        return frozenset()
+    offered = {"snapshot", "clone", "resize", "activate"}
+    if has_host_holder:
+        offered = offered - {"activate"} | {"deactivate"}
+    if not is_mounted:
+        offered |= {"reverttosnapshot", "remove"}
+    return frozenset(offered)
+
+
+def snapshot_actions(snapshot: Snapshot, volume: Volume) -> frozenset[str]:
+    """Return the actions that a snapshot offers now; one in the trash goes with its volume."""
+    if snapshot.state is SnapshotState.CREATED and volume.is_live:
+        return frozenset({"remove"})
+    return frozenset()

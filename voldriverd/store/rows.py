@@ -1,0 +1,149 @@
+"""Rows of the tables to and from the dataclasses of the model; pure."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from datetime import datetime
+from typing import Any, Final
+
+from voldriverd import model
+from voldriverd.driver import Key, TreeOptions
+
+_EMPTY: Final[Mapping[str, str]] = {}
+"""Shared by all volumes without options or labels: 10,000 volumes need 1.3 MB less."""
+
+
+def volume_values(volume: model.Volume) -> tuple[Any, ...]:
+    """Return a volume's columns in the order of the table."""
+    return (
+        volume.id,
+        volume.uuid,
+        volume.name,
+        volume.description,
+        volume.pool_id,
+        volume.driver,
+        volume.key,
+        volume.content,
+        volume.state.value,
+        volume.size_bytes,
+        json.dumps(dict(volume.options)),
+        json.dumps(dict(volume.labels)),
+        volume.is_protected,
+        volume.created_at.isoformat(),
+        _text(volume.removed_at),
+        _text(volume.destroy_at),
+        volume.message,
+    )
+
+
+def volume(row: tuple[Any, ...]) -> model.Volume:
+    """Return the volume of a row."""
+    return model.Volume(
+        id=model.VolumeId(row[0]),
+        uuid=row[1],
+        name=row[2],
+        description=row[3],
+        pool_id=model.PoolId(row[4]),
+        driver=row[5],
+        key=None if row[6] is None else Key(row[6]),
+        content=row[7],
+        state=model.VolumeState(row[8]),
+        size_bytes=row[9],
+        options=_mapping(row[10]),
+        labels=_mapping(row[11]),
+        is_protected=bool(row[12]),
+        created_at=datetime.fromisoformat(row[13]),
+        removed_at=_time(row[14]),
+        destroy_at=_time(row[15]),
+        message=row[16],
+    )
+
+
+def snapshot_values(snapshot: model.Snapshot) -> tuple[Any, ...]:
+    """Return a snapshot's columns in the order of the table."""
+    return (
+        snapshot.id,
+        snapshot.uuid,
+        snapshot.volume_id,
+        snapshot.name,
+        snapshot.description,
+        snapshot.key,
+        snapshot.state.value,
+        snapshot.is_automatic,
+        snapshot.size_bytes,
+        snapshot.created_at.isoformat(),
+        _text(snapshot.expires_at),
+        _text(snapshot.removed_at),
+    )
+
+
+def snapshot(row: tuple[Any, ...]) -> model.Snapshot:
+    """Return the snapshot of a row."""
+    return model.Snapshot(
+        id=model.SnapshotId(row[0]),
+        uuid=row[1],
+        volume_id=model.VolumeId(row[2]),
+        name=row[3],
+        description=row[4],
+        key=None if row[5] is None else Key(row[5]),
+        state=model.SnapshotState(row[6]),
+        is_automatic=bool(row[7]),
+        size_bytes=row[8],
+        created_at=datetime.fromisoformat(row[9]),
+        expires_at=_time(row[10]),
+        removed_at=_time(row[11]),
+    )
+
+
+def tree_values(tree: model.Tree) -> tuple[Any, ...]:
+    """Return a tree's columns in the order of the table."""
+    options = None if tree.options is None else json.dumps(asdict(tree.options))
+    return (tree.key, tree.pool_id, options, tree.source, tree.is_settled)
+
+
+def tree(row: tuple[Any, ...]) -> model.Tree:
+    """Return the tree of a row."""
+    return model.Tree(
+        key=Key(row[0]),
+        pool_id=model.PoolId(row[1]),
+        options=None if row[2] is None else TreeOptions(**json.loads(row[2])),
+        source=None if row[3] is None else Key(row[3]),
+        is_settled=bool(row[4]),
+    )
+
+
+def mount_values(mount: model.Mount) -> tuple[Any, ...]:
+    """Return a mount's columns in the order of the table."""
+    return (mount.id, mount.volume_id, mount.holder, mount.count, mount.boot_id, mount.created_at.isoformat())
+
+
+def mount(row: tuple[Any, ...]) -> model.Mount:
+    """Return the mount of a row."""
+    return model.Mount(
+        id=model.MountId(row[0]),
+        volume_id=model.VolumeId(row[1]),
+        holder=row[2],
+        count=row[3],
+        boot_id=row[4],
+        created_at=datetime.fromisoformat(row[5]),
+    )
+
+
+def pool(row: tuple[Any, ...]) -> model.Pool:
+    """Return the pool of a row."""
+    return model.Pool(id=model.PoolId(row[0]), uuid=row[1], name=row[2], driver=row[3], path=row[4])
+
+
+def _text(time: datetime | None) -> str | None:
+    return None if time is None else time.isoformat()
+
+
+def _time(text: str | None) -> datetime | None:
+    return None if text is None else datetime.fromisoformat(text)
+
+
+def _mapping(text: str) -> Mapping[str, str]:
+    if text == "{}":
+        return _EMPTY
+    result: dict[str, str] = json.loads(text)
+    return result

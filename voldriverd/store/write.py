@@ -1,0 +1,134 @@
+"""What one transaction may change; the only SQL that writes."""
+
+import sqlite3
+from collections.abc import Iterable
+from datetime import datetime
+from typing import Final
+
+from voldriverd import model
+from voldriverd.driver import Key
+from voldriverd.store import rows
+
+SUMMARY_NAMES: Final = 20
+"""How many snapshot names `docker volume inspect` shows."""
+
+
+class Write:
+    """The inside of a transaction: rows are put whole; what the memory must learn is noted."""
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        """Work on a connection inside `BEGIN IMMEDIATE`."""
+        self._connection = connection
+        self.volumes: dict[model.VolumeId, model.Volume | None] = {}
+        self.mounted: set[model.VolumeId] = set()
+        self.snapshotted: set[model.VolumeId] = set()
+
+    def add_pool(self, pool: model.Pool) -> None:
+        """Insert a pool."""
+        self._connection.execute(
+            "INSERT INTO pools VALUES (?, ?, ?, ?, ?)", (pool.id, pool.uuid, pool.name, pool.driver, pool.path)
+        )
+
+    def put_pool_path(self, pool_id: model.PoolId, path: str) -> None:
+        """Note that a pool lies elsewhere now."""
+        self._connection.execute("UPDATE pools SET path = ? WHERE id = ?", (path, pool_id))
+
+    def add_tree(self, tree: model.Tree) -> None:
+        """Insert a tree's row: step 1 of every verb that makes something."""
+        self._connection.execute("INSERT INTO trees VALUES (?, ?, ?, ?, ?)", rows.tree_values(tree))
+
+    def settle_trees(self, keys: Iterable[Key]) -> None:
+        """Note that trees are known to survive power loss."""
+        self._connection.executemany("UPDATE trees SET is_settled = 1 WHERE key = ?", [(key,) for key in keys])
+
+    def drop_trees(self, keys: Iterable[Key]) -> None:
+        """Delete the rows of trees whose removal is durable."""
+        self._connection.executemany("DELETE FROM trees WHERE key = ?", [(key,) for key in keys])
+
+    def put_volume(self, volume: model.Volume) -> None:
+        """Insert or replace a volume's row."""
+        self._connection.execute(
+            f"INSERT INTO volumes VALUES ({_marks(17)}) ON CONFLICT (id) DO UPDATE SET {_VOLUME_CHANGES}",
+            rows.volume_values(volume),
+        )
+        self.volumes[volume.id] = None if volume.state is model.VolumeState.PURGED else volume
+
+    def put_snapshot(self, snapshot: model.Snapshot) -> None:
+        """Insert or replace a snapshot's row."""
+        self._connection.execute(
+            f"INSERT INTO snapshots VALUES ({_marks(12)}) ON CONFLICT (id) DO UPDATE SET {_SNAPSHOT_CHANGES}",
+            rows.snapshot_values(snapshot),
+        )
+        self.snapshotted.add(snapshot.volume_id)
+
+    def end_snapshots(self, volume_id: model.VolumeId, removed_at: datetime) -> None:
+        """Make tombstones of all snapshots of a volume."""
+        self._connection.execute(
+            "UPDATE snapshots SET state = 'removed', key = NULL, removed_at = ? "
+            "WHERE volume_id = ? AND state != 'removed'",
+            (removed_at.isoformat(), volume_id),
+        )
+        self.snapshotted.add(volume_id)
+
+    def put_mount(self, mount: model.Mount) -> None:
+        """Insert or replace a holder's mount."""
+        self._connection.execute(
+            f"INSERT INTO mounts VALUES ({_marks(6)}) ON CONFLICT (id) DO UPDATE SET count = excluded.count, "
+            "boot_id = excluded.boot_id, created_at = excluded.created_at",
+            rows.mount_values(mount),
+        )
+        self.mounted.add(mount.volume_id)
+
+    def drop_mount(self, mount: model.Mount) -> None:
+        """Delete a holder's mount."""
+        self._connection.execute("DELETE FROM mounts WHERE id = ?", (mount.id,))
+        self.mounted.add(mount.volume_id)
+
+    def drop_tombstones(self, before: datetime) -> int:
+        """Delete what ended before a time; returns how many rows."""
+        time = before.isoformat()
+        snapshots = self._connection.execute(
+            "DELETE FROM snapshots WHERE state = 'removed' AND removed_at < ?", (time,)
+        )
+        volumes = self._connection.execute(
+            "DELETE FROM volumes WHERE state = 'purged' AND removed_at < ? "
+            "AND NOT EXISTS (SELECT 1 FROM snapshots WHERE volume_id = volumes.id)",
+            (time,),
+        )
+        return snapshots.rowcount + volumes.rowcount
+
+    def summary(self, volume_id: model.VolumeId) -> model.SnapshotSummary:
+        """Count the snapshots of a volume as they stand inside this transaction."""
+        return summary(self._connection, volume_id)
+
+    def mounts(self, volume_id: model.VolumeId) -> tuple[model.Mount, ...]:
+        """Return the mounts of a volume as they stand inside this transaction."""
+        found = self._connection.execute("SELECT * FROM mounts WHERE volume_id = ? ORDER BY id", (volume_id,))
+        return tuple(rows.mount(row) for row in found)
+
+
+def summary(connection: sqlite3.Connection, volume_id: model.VolumeId) -> model.SnapshotSummary:
+    """Count the snapshots of a volume and name the newest."""
+    count = connection.execute(
+        "SELECT count(*) FROM snapshots WHERE volume_id = ? AND state = 'created'", (volume_id,)
+    ).fetchone()[0]
+    newest = connection.execute(
+        "SELECT coalesce(name, 's' || id) FROM snapshots WHERE volume_id = ? AND state = 'created' "
+        "ORDER BY id DESC LIMIT ?",
+        (volume_id, SUMMARY_NAMES),
+    )
+    return model.SnapshotSummary(count, tuple(row[0] for row in newest)) if count else model.NO_SNAPSHOTS
+
+
+def _marks(count: int) -> str:
+    return ", ".join("?" * count)
+
+
+def _changes(columns: str) -> str:
+    return ", ".join(f"{column} = excluded.{column}" for column in columns.split())
+
+
+_VOLUME_CHANGES: Final = _changes(
+    "name description key content state size_bytes options labels is_protected removed_at destroy_at message"
+)
+_SNAPSHOT_CHANGES: Final = _changes("name description key state size_bytes expires_at removed_at")

@@ -358,11 +358,11 @@ def test_options_are_read_back(options: VolumeOptions) -> None:
         ({"label.x": "\ud800"}, ["label.x", "a label's value is text"]),
         ({"label.x": "a\0"}, ["label.x", "a label's value is text"]),
         ({"label.x": "a" * 4_097}, ["label.x", "at most 4096"]),
-        ({"size": None}, ["'size'", "null"]),
-        ({"size": 1.5}, ["'size'", "a fraction"]),
-        ({"size": [1]}, ["'size'", "a list"]),
-        ({"size": {}}, ["'size'", "an object"]),
-        ({"size": 10**5000}, ["'size'", "too large a number"]),
+        ({"size": None}, ["size", "null"]),
+        ({"size": 1.5}, ["size", "a fraction"]),
+        ({"size": [1]}, ["size", "a list"]),
+        ({"size": {}}, ["size", "an object"]),
+        ({"size": 10**5000}, ["size", "too large a number"]),
     ],
 )
 def test_a_bad_option_is_refused_with_its_key_its_value_and_what_is_valid(

@@ -16,19 +16,8 @@ DRIVERS: Final = ("btrfs", "directory", "loop")
 FILE_SYSTEMS: Final = ("ext4", "xfs")
 COMPRESSIONS: Final = ("zstd", "zlib", "lzo")
 OPTIONS: Final = (
-    "driver",
-    "pool",
-    "size",
-    "thick",
-    "fs",
-    "from",
-    "uid",
-    "gid",
-    "mode",
-    "nocow",
-    "compression",
-    "protected",
-    "label.<key>",
+    *("driver", "pool", "size", "thick", "fs", "from", "uid", "gid", "mode"),
+    *("nocow", "compression", "protected", "label.<key>"),
 )
 
 NAME_MAX: Final = 255
@@ -57,16 +46,8 @@ _DURATION_RULE: Final = "a duration is numbers with w, d, h, m or s, the larger 
 _PERCENT: Final = re.compile(r"([0-9]{1,3}(?:\.[0-9]{1,4})?) ?%")
 _UNITS: Final = "kmgtp"
 _SECONDS: Final = (("w", 604_800), ("d", 86_400), ("h", 3_600), ("m", 60), ("s", 1))
-_BOOLEANS: Final = {
-    "yes": True,
-    "true": True,
-    "1": True,
-    "on": True,
-    "no": False,
-    "false": False,
-    "0": False,
-    "off": False,
-}
+_YES: Final = {"yes", "true", "on", "1"}
+_NO: Final = {"no", "false", "off", "0"}
 _LABEL: Final = "label."
 _SHOWN_MAX: Final = 60
 _INTEGER_MAX: Final = 2**64
@@ -74,6 +55,14 @@ _BACKUP: Final = "backup:"
 
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
+
+
+class Parser(Protocol[T_co]):
+    """Turns a text into a value; Invalid names `field`."""
+
+    def __call__(self, text: str, *, field: str) -> T_co:
+        """Parse. Raises Invalid."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,16 +132,16 @@ def size(text: str, *, field: str = "size") -> int:
     """Parse a size into bytes; a fraction of a byte is dropped. Raises Invalid."""
     found = _SIZE.fullmatch(text)
     if found is None:
-        _refuse(field, text, _SIZE_RULE)
+        refuse(field, text, _SIZE_RULE)
     whole, decimals, unit = found.groups()
     if decimals and not unit:
-        _refuse(field, text, f"there is no part of a byte; {_SIZE_RULE}")
+        refuse(field, text, f"there is no part of a byte; {_SIZE_RULE}")
     factor: int = 1024 ** (_UNITS.index(unit.lower()) + 1) if unit else 1
     value = int(whole) * factor
     if decimals:
         value += int(decimals) * factor // 10 ** len(decimals)
     if value > SIZE_MAX_BYTES:
-        _refuse(field, text, f"the largest size is {SIZE_MAX_BYTES} bytes")
+        refuse(field, text, f"the largest size is {SIZE_MAX_BYTES} bytes")
     return value
 
 
@@ -162,10 +151,10 @@ def duration(text: str, *, field: str = "duration") -> int:
         return 0
     found = _DURATION.fullmatch(text)
     if found is None:
-        _refuse(field, text, _DURATION_RULE)
+        refuse(field, text, _DURATION_RULE)
     value = sum(int(count or 0) * seconds for count, (_, seconds) in zip(found.groups(), _SECONDS, strict=True))
     if value > DURATION_MAX_S:
-        _refuse(field, text, "the longest duration is 36525d")
+        refuse(field, text, "the longest duration is 36525d")
     return value
 
 
@@ -174,7 +163,7 @@ def percent(text: str, *, field: str = "percent") -> float:
     found = _PERCENT.fullmatch(text)
     fraction = float(found[1]) / 100 if found else -1.0
     if not 0.0 <= fraction <= 1.0:
-        _refuse(field, text, "a share is 0% to 100%, as in 5% or 2.5%")
+        refuse(field, text, "a share is 0% to 100%, as in 5% or 2.5%")
     return fraction
 
 
@@ -213,6 +202,26 @@ def format_percent(fraction: float) -> str:
     return f"{fraction * 100:.4f}".rstrip("0").rstrip(".") + "%"
 
 
+def boolean(text: str, *, field: str) -> bool:
+    """Parse yes, no and their kin. Raises Invalid."""
+    word = text.lower()
+    if word not in _YES | _NO:
+        refuse(field, text, "valid are yes and no (or true, false, on, off, 1, 0)")
+    return word in _YES
+
+
+def choice_of(choices: Iterable[str]) -> Parser[str]:
+    """Return the parser of a word that is one of these."""
+    words = tuple(choices)
+
+    def parse(text: str, *, field: str) -> str:
+        if text not in words:
+            refuse_unknown(text, words, thing=field, field=field)
+        return text
+
+    return parse
+
+
 def origin(text: str, *, field: str = "from") -> Source | BackupSource:
     """Parse `volume`, `volume@snapshot` or `backup:<id>`. Raises Invalid."""
     if text.startswith(_BACKUP):
@@ -229,24 +238,24 @@ def origin(text: str, *, field: str = "from") -> Source | BackupSource:
 
 def parse_options(options: Mapping[str, object], *, drivers: Iterable[str] = DRIVERS) -> VolumeOptions:
     """Parse the options of a new volume; numbers and booleans of JSON are taken as their text. Raises Invalid."""
-    texts = {key: _text(value, key) for key, value in options.items()}
+    texts = {key: as_text(value, field=key) for key, value in options.items()}
     labels = {key.removeprefix(_LABEL): texts.pop(key) for key in list(texts) if key.startswith(_LABEL)}
     for key, text in texts.items():
         if key not in OPTIONS:
             refuse_unknown(key, OPTIONS, thing="option", value=text, field=key)
     return VolumeOptions(
-        driver=_given(texts, "driver", _choice_of(drivers)),
+        driver=_given(texts, "driver", choice_of(drivers)),
         pool=_given(texts, "pool", _pool_name),
         size_bytes=_given(texts, "size", size),
-        thick=_given(texts, "thick", _boolean),
-        fs=_given(texts, "fs", _choice_of(FILE_SYSTEMS)),
+        thick=_given(texts, "thick", boolean),
+        fs=_given(texts, "fs", choice_of(FILE_SYSTEMS)),
         source=_given(texts, "from", origin),
         uid=_given(texts, "uid", _user_or_group),
         gid=_given(texts, "gid", _user_or_group),
         mode=_given(texts, "mode", _mode),
-        nocow=_given(texts, "nocow", _boolean),
-        compression=_given(texts, "compression", _choice_of(COMPRESSIONS)),
-        protected=_given(texts, "protected", _boolean),
+        nocow=_given(texts, "nocow", boolean),
+        compression=_given(texts, "compression", choice_of(COMPRESSIONS)),
+        protected=_given(texts, "protected", boolean),
         labels=_labels(labels),
     )
 
@@ -271,16 +280,30 @@ def format_options(options: VolumeOptions) -> dict[str, str]:
     return {key: text for key, text in texts.items() if text is not None} | labels
 
 
+def as_text(value: object, *, field: str) -> str:
+    """Return what a user would have typed for a value of JSON or TOML: numbers and booleans too. Raises Invalid."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, int) and abs(value) < _INTEGER_MAX:
+        return str(value)
+    if not isinstance(value, str):
+        raise Invalid(f"cannot use {_plain(field)}: its value is {_kind(value)}; write it as text", field=field)
+    return value
+
+
+def refuse(field: str, text: str, cause: str) -> NoReturn:
+    """Raise the Invalid for a text that is no value of this field."""
+    raise Invalid(f"cannot use {_plain(field)} {_shown(text)}: {cause}", field=field)
+
+
 def refuse_unknown(word: str, valid: Iterable[str], *, thing: str, field: str, value: str | None = None) -> NoReturn:
     """Raise the Invalid for a word that is none of the valid ones, naming the nearest first; `value` is its value."""
     words = list(valid)
     near = difflib.get_close_matches(word[:_SHOWN_MAX], words, n=1)
     hint = f"did you mean {near[0]}? " if near else ""
     given = "" if value is None else f" (value {_shown(value)})"
-    message = (
-        f"cannot use {thing} {_shown(word)}{given}: there is none of that name; {hint}valid are {', '.join(words)}"
-    )
-    raise Invalid(message, field=field)
+    cause = f"there is none of that name; {hint}valid are {', '.join(words)}"
+    raise Invalid(f"cannot use {thing} {_shown(word)}{given}: {cause}", field=field)
 
 
 def _check_name(part: str, whole: str, *, thing: str, field: str) -> None:
@@ -295,27 +318,12 @@ def _check_name(part: str, whole: str, *, thing: str, field: str) -> None:
         fault = f"{'contains' if wrong else 'starts with'} {part[wrong]!r}"
     else:
         return
-    _refuse(field, whole, f"the {thing} name {fault}; {_NAME_RULE}")
+    refuse(field, whole, f"the {thing} name {fault}; {_NAME_RULE}")
 
 
-class _Parser(Protocol[T_co]):
-    def __call__(self, text: str, *, field: str) -> T_co: ...
-
-
-def _given(texts: Mapping[str, str], key: str, parse: _Parser[T]) -> T | None:
+def _given(texts: Mapping[str, str], key: str, parse: Parser[T]) -> T | None:
     text = texts.get(key)
     return None if text is None else parse(text, field=key)
-
-
-def _text(value: object, key: str) -> str:
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, int) and abs(value) < _INTEGER_MAX:
-        return str(value)
-    if not isinstance(value, str):
-        message = f"cannot use option {_shown(key)}: its value is {_kind(value)}; write it as text"
-        raise Invalid(message, field=key)
-    return value
 
 
 def _kind(value: object) -> str:
@@ -323,26 +331,8 @@ def _kind(value: object) -> str:
     return kinds.get(type(value), type(value).__name__)
 
 
-def _choice_of(choices: Iterable[str]) -> _Parser[str]:
-    words = tuple(choices)
-
-    def parse(text: str, *, field: str) -> str:
-        if text not in words:
-            refuse_unknown(text, words, thing=field, field=field)
-        return text
-
-    return parse
-
-
 def _pool_name(text: str, *, field: str) -> str:
     return name(text, thing="pool", field=field)
-
-
-def _boolean(text: str, *, field: str) -> bool:
-    value = _BOOLEANS.get(text.lower())
-    if value is None:
-        _refuse(field, text, "valid are yes and no (or true, false, on, off, 1, 0)")
-    return value
 
 
 def _yes_or_no(value: bool | None) -> str | None:  # noqa: FBT001 - it is what is acted on
@@ -351,13 +341,13 @@ def _yes_or_no(value: bool | None) -> str | None:  # noqa: FBT001 - it is what i
 
 def _user_or_group(text: str, *, field: str) -> int:
     if not re.fullmatch(r"[0-9]{1,10}", text) or int(text) > ID_MAX:
-        _refuse(field, text, f"a {field} is a number from 0 to {ID_MAX}")
+        refuse(field, text, f"a {field} is a number from 0 to {ID_MAX}")
     return int(text)
 
 
 def _mode(text: str, *, field: str) -> int:
     if not re.fullmatch(r"[0-7]{1,5}", text) or int(text, 8) > MODE_MAX:
-        _refuse(field, text, "a mode is octal, from 0 to 7777, as in 0755")
+        refuse(field, text, "a mode is octal, from 0 to 7777, as in 0755")
     return int(text, 8)
 
 
@@ -368,9 +358,9 @@ def _labels(labels: Mapping[str, str]) -> Mapping[str, str]:
     for key, value in labels.items():
         option = f"{_LABEL}{key}"
         if not 0 < len(key) <= NAME_MAX or not key.isprintable():
-            _refuse(option, value, f"a label's key is 1 to {NAME_MAX} printable characters")
+            refuse(option, value, f"a label's key is 1 to {NAME_MAX} printable characters")
         if len(value) > LABEL_VALUE_MAX or not _is_text(value):
-            _refuse(option, value, f"a label's value is text of at most {LABEL_VALUE_MAX} characters")
+            refuse(option, value, f"a label's value is text of at most {LABEL_VALUE_MAX} characters")
     return dict(labels)
 
 
@@ -379,11 +369,9 @@ def _is_text(value: str) -> bool:
     return "\0" not in value and not any("\ud800" <= letter <= "\udfff" for letter in value)
 
 
-def _refuse(field: str, text: str, cause: str) -> NoReturn:
-    word = field if field.isprintable() and len(field) <= _SHOWN_MAX else _shown(field)
-    message = f"cannot use {word} {_shown(text)}: {cause}"
-    raise Invalid(message, field=field)
-
-
 def _shown(text: str) -> str:
     return repr(text[:_SHOWN_MAX]) + ("…" if len(text) > _SHOWN_MAX else "")
+
+
+def _plain(field: str) -> str:
+    return field if field.isprintable() and len(field) <= _SHOWN_MAX else _shown(field)

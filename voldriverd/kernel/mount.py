@@ -20,6 +20,7 @@ _libc.mount.argtypes = (ctypes.c_char_p, ctypes.c_char_p, ctypes.c_char_p, ctype
 _libc.umount2.argtypes = (ctypes.c_char_p, ctypes.c_int)
 
 _DELETED = "//deleted"
+_TAGS: Final = frozenset({"shared", "master"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +35,8 @@ class Entry:
     options: str
     fs_type: str
     source: str
+    groups: frozenset[str] = frozenset()
+    """The peer groups of propagation that it is in or receives from (`shared:N` and `master:N`, the numbers)."""
 
 
 def mount(source: str, target: Path, *, fs_type: str | None = None, flags: int = 0, data: str = "") -> None:
@@ -123,6 +126,22 @@ def everywhere() -> Iterator[tuple[int, Entry]]:
             yield pid, entry
 
 
+def elsewhere(device: str, inside: str, *, own: Path) -> list[tuple[int, Entry]]:
+    """Return (pid, entry) of all mounts that show a directory of a device, in any namespace, but ours at `own`.
+
+    Copies of ours that propagation made (every service of systemd with PrivateTmp has them) are ours
+    too: they go when it goes. A private copy stays, so it counts.
+    """
+    shown = [(pid, entry) for pid, entry in everywhere() if covers(entry, device, inside)]
+    mine = [entry for pid, entry in shown if pid == os.getpid() and entry.mount_point == str(own)]
+    groups = frozenset[str]().union(*(entry.groups for entry in mine))
+    return [
+        (pid, entry)
+        for pid, entry in shown
+        if entry not in mine and not (entry.mount_point == str(own) and entry.groups & groups)
+    ]
+
+
 def process_name(pid: int) -> str:
     """Return the command name of a process, `?` if it has gone."""
     try:
@@ -141,7 +160,10 @@ def _parse(line: str) -> Entry:
     before, _, after = line.rstrip("\n").partition(" - ")
     fields = before.split(" ")
     fs_type, source, *_ = after.split(" ")
-    return Entry(int(fields[0]), fields[2], _decode(fields[3]), _decode(fields[4]), fields[5], fs_type, _decode(source))
+    groups = frozenset(group for kind, _, group in (field.partition(":") for field in fields[6:]) if kind in _TAGS)
+    return Entry(
+        int(fields[0]), fields[2], _decode(fields[3]), _decode(fields[4]), fields[5], fs_type, _decode(source), groups
+    )
 
 
 def _decode(text: str) -> str:

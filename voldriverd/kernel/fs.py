@@ -24,6 +24,7 @@ EXT4_MAGIC: Final = 0xEF53
 """linux/magic.h"""
 
 _libc = ctypes.CDLL(None, use_errno=True)
+_libc.fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_long, ctypes.c_long)
 
 
 class _Statfs(ctypes.Structure):
@@ -109,6 +110,16 @@ def get_flags(fd: int) -> int:
 def set_flags(fd: int, flags: int) -> None:
     """Set the inode flags (ioctl_iflags(2)). Raises OSError."""
     ioctl.call(fd, FS_IOC_SETFLAGS, ctypes.c_uint64(flags))
+
+
+def allocate(fd: int, size_bytes: int) -> None:
+    """Reserve the space of a file from its start to this size and make it that long (fallocate(2)); keeps its content.
+
+    Raises OSError (ENOSPC; EOPNOTSUPP: this file system cannot; posix_fallocate(3) would write zeros instead).
+    """
+    if _libc.fallocate(fd, 0, 0, size_bytes) < 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
 
 
 def capacity(path: Path) -> tuple[int, int]:

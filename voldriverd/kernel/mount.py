@@ -53,10 +53,15 @@ def bind(source: Path, target: Path, *, read_only: bool) -> None:
     if not read_only:
         return
     try:
-        mount("none", target, flags=MS_BIND | MS_REMOUNT | MS_RDONLY)
+        set_read_only(target, read_only=True)
     except OSError:
         unmount(target)
         raise
+
+
+def set_read_only(target: Path, *, read_only: bool) -> None:
+    """Forbid or allow writing through this mount, not to its file system. Raises OSError (EBUSY: it is written to)."""
+    mount("none", target, flags=MS_BIND | MS_REMOUNT | (MS_RDONLY if read_only else 0))
 
 
 def unmount(target: Path) -> None:

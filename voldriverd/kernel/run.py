@@ -13,11 +13,13 @@ _OUTPUT_MAX: Final = 2_000
 
 
 class ToolError(OSError):
-    """A tool ended with a status other than 0; the text has its name, status and last words."""
+    """A tool ended with a status that means failure; the text has its name, status and last words."""
 
 
-def run(argv: Sequence[str], *, timeout_s: float = TIMEOUT_S, pass_fds: Sequence[int] = ()) -> str:
-    """Run a tool to its end and return its standard output.
+def run(
+    argv: Sequence[str], *, timeout_s: float = TIMEOUT_S, pass_fds: Sequence[int] = (), good: Sequence[int] = (0,)
+) -> str:
+    """Run a tool to its end and return its standard output; `good` are the statuses that mean success.
 
     Raises ToolError (also when it did not end in time) and FileNotFoundError if it is not installed.
     """
@@ -33,7 +35,7 @@ def run(argv: Sequence[str], *, timeout_s: float = TIMEOUT_S, pass_fds: Sequence
         )
     except subprocess.TimeoutExpired as err:
         raise ToolError(110, f"{argv[0]} did not end within {timeout_s:.0f} s") from err
-    if done.returncode != 0:
+    if done.returncode not in good:
         said = (done.stderr or done.stdout).decode(errors="replace").strip()[-_OUTPUT_MAX:]
         raise ToolError(5, f"{argv[0]} ended with status {done.returncode}: {' / '.join(said.splitlines())}")
     return done.stdout.decode(errors="replace")

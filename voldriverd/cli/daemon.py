@@ -1,0 +1,96 @@
+"""`voldriverd`: read the configuration, check the host, then serve in the foreground.
+
+Exit status: 0 ended as asked, 1 refused or failed (one line on standard error), 2 wrong usage.
+"""
+
+import logging
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+import click
+
+import voldriverd
+from voldriverd import config
+from voldriverd.errors import Error, Unusable
+from voldriverd.kernel import run
+
+_PACKAGES: Final = {
+    "btrfs-progs": ("mkfs.btrfs",),
+    "e2fsprogs": ("mkfs.ext4", "e2fsck", "resize2fs"),
+    "xfsprogs": ("mkfs.xfs", "xfs_growfs"),
+}
+"""The Debian package of each tool that we run."""
+_NEEDED: Final = {
+    "embedded": ("btrfs-progs", "e2fsprogs", "xfsprogs"),
+    "loop": ("e2fsprogs", "xfsprogs"),
+}
+"""The packages that the embedded image and each driver need; those that are not here need none."""
+_SBIN: Final = "/usr/local/sbin:/usr/sbin:/sbin"
+"""Where mkfs lives; `su` of Debian leaves it out of root's PATH."""
+_LEVELS: Final = ("debug", "info", "warning", "error")
+
+
+def _absolute(_context: click.Context, _option: click.Parameter, path: str | None) -> Path | None:
+    return None if path is None else Path(os.path.abspath(path))
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--config", "file", metavar="FILE", callback=_absolute, help=f"Instead of {config.DEFAULT_FILE}.")
+@click.option("--root", metavar="DIR", callback=_absolute, help=f"State and images, instead of {config.DEFAULT_ROOT}.")
+@click.option(
+    "--run-dir", metavar="DIR", callback=_absolute, help=f"Mounts and sockets, instead of {config.DEFAULT_RUN_DIR}."
+)
+@click.option("--check", is_flag=True, help="Print the configuration with every default, and end.")
+@click.option("--release", is_flag=True, help="Unmount what nobody uses, and end; for when the daemon is stopped.")
+@click.option(
+    "--log-level", type=click.Choice(_LEVELS), default="info", show_default=True, help="What goes to standard error."
+)
+@click.version_option(voldriverd.__version__, message="%(prog)s %(version)s")
+def main(
+    *, file: Path | None, root: Path | None, run_dir: Path | None, check: bool, release: bool, log_level: str
+) -> None:
+    """Give containers volumes on real file systems: serve the Docker volume plugin `voldriver` and its API."""
+    if check and release:
+        raise click.UsageError("--check and --release exclude each other")
+    try:
+        loaded = config.load(file, root=root, run_dir=run_dir)
+        if check:
+            click.echo(config.effective(loaded), nl=False)
+        else:
+            _prepare(loaded, log_level)
+            _work(loaded, release=release)
+    except (Error, OSError) as err:
+        click.echo(f"voldriverd: {err}", err=True)
+        sys.exit(1)
+
+
+def _prepare(loaded: config.Config, log_level: str) -> None:
+    if os.geteuid() != 0:
+        raise Unusable("cannot serve: mounting needs root")
+    os.environ["PATH"] = f"{os.environ.get('PATH', '/usr/bin:/bin')}:{_SBIN}"
+    lacking = list(_lacking(loaded))
+    if lacking:
+        raise Unusable(f"cannot serve: not installed: {'; '.join(lacking)}")
+    logging.basicConfig(level=log_level.upper(), format="%(asctime)s %(levelname)s %(message)s")
+
+
+def _lacking(loaded: config.Config) -> Iterator[str]:
+    """Yield the tools that are missing, each with the Debian package that has it."""
+    parts = {pool.driver for pool in loaded.pools} or {"embedded"}
+    for package, tools in _PACKAGES.items():
+        missing = run.missing(tools)
+        if missing and any(package in _NEEDED.get(part, ()) for part in parts):
+            yield f"{', '.join(missing)} (Debian package {package})"
+
+
+def _work(loaded: config.Config, *, release: bool) -> None:
+    from voldriverd import daemon  # noqa: PLC0415 - the server takes 0.3 s to import, --help and --check need none of it
+
+    if not release:
+        daemon.serve(loaded)
+        return
+    for line in daemon.release(loaded):
+        click.echo(line)

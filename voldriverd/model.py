@@ -66,8 +66,8 @@ class Tree:
 
     key: Key
     pool_id: PoolId
-    options: TreeOptions | None
-    """How to make it when it is an empty one; None for a clone."""
+    options: TreeOptions
+    """How to make it when it is an empty one; what its origin was made with when it is a clone."""
     source: Key | None
     """The tree it is cloned from; None for an empty one."""
     is_settled: bool
@@ -105,6 +105,12 @@ class Volume:
         """Neither in the trash nor purged: it holds its name."""
         return self.state not in {VolumeState.REMOVED, VolumeState.PURGED}
 
+    @property
+    def tree(self) -> Key:
+        """The key of a volume that is not purged."""
+        assert self.key is not None, f"volume {self.name} has no tree"
+        return self.key
+
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
@@ -122,6 +128,17 @@ class Snapshot:
     created_at: datetime
     expires_at: datetime | None = None
     removed_at: datetime | None = None
+
+    @property
+    def tree(self) -> Key:
+        """The key of a snapshot that is not removed."""
+        assert self.key is not None, f"snapshot {self.id} has no tree"
+        return self.key
+
+    @property
+    def shown_name(self) -> str:
+        """The name, or the API id of a nameless one."""
+        return self.name or f"1s{self.id}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -38,6 +38,7 @@ class Store:
         self._ballast = Ballast(root / "ballast")
         self._lock = threading.RLock()
         self._read_lock = threading.Lock()
+        self._records: list[model.Volume | model.Snapshot] = []
         try:
             self._connection = self._connect()
             self._prepare()
@@ -71,6 +72,12 @@ class Store:
                 return self._attempt(change)
             except sqlite3.Error as err:
                 raise Unusable(f"cannot write database {self._path}: {err}") from err
+
+    def take_changes(self) -> list[model.Volume | model.Snapshot]:
+        """Return the rows that were committed since the last call, oldest first, and forget them."""
+        with self._lock:
+            taken, self._records = self._records, []
+            return taken
 
     def keep_ballast(self) -> bool:
         """Reserve the room for vital commits again; tells whether it is there."""
@@ -152,6 +159,16 @@ class Store:
     def creating_snapshots(self) -> list[model.Snapshot]:
         """Return the snapshots that a crash left unfinished."""
         return [rows.snapshot(row) for row in self._select("SELECT * FROM snapshots WHERE state = 'creating'")]
+
+    def has_tombstones(self, before: datetime) -> bool:
+        """Tell whether anything ended before a time."""
+        time = before.isoformat()
+        found = self._select(
+            "SELECT EXISTS (SELECT 1 FROM snapshots WHERE state = 'removed' AND removed_at < ?1) "
+            "OR EXISTS (SELECT 1 FROM volumes WHERE state = 'purged' AND removed_at < ?1)",
+            time,
+        )
+        return bool(next(found)[0])
 
     def tree(self, key: Key) -> model.Tree | None:
         """Return a tree's row."""
@@ -246,6 +263,7 @@ class Store:
                     continue
             if before is not None and self._names.get(before.name) == volume_id:
                 del self._names[before.name]
+        self._records.extend(write.records)
         _replace(self._mounts, mounts, ())
         _replace(self._summaries, summaries, model.NO_SNAPSHOTS)
 

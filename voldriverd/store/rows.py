@@ -97,8 +97,7 @@ def snapshot(row: tuple[Any, ...]) -> model.Snapshot:
 
 def tree_values(tree: model.Tree) -> tuple[Any, ...]:
     """Return a tree's columns in the order of the table."""
-    options = None if tree.options is None else json.dumps(asdict(tree.options))
-    return (tree.key, tree.pool_id, options, tree.source, tree.is_settled)
+    return (tree.key, tree.pool_id, json.dumps(asdict(tree.options)), tree.source, tree.is_settled)
 
 
 def tree(row: tuple[Any, ...]) -> model.Tree:
@@ -106,7 +105,7 @@ def tree(row: tuple[Any, ...]) -> model.Tree:
     return model.Tree(
         key=Key(row[0]),
         pool_id=model.PoolId(row[1]),
-        options=None if row[2] is None else TreeOptions(**json.loads(row[2])),
+        options=TreeOptions(**json.loads(row[2])),
         source=None if row[3] is None else Key(row[3]),
         is_settled=bool(row[4]),
     )

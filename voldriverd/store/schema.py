@@ -16,7 +16,7 @@ CREATE TABLE pools (
 CREATE TABLE trees (
     key TEXT PRIMARY KEY,
     pool_id INTEGER NOT NULL REFERENCES pools (id),
-    options TEXT,
+    options TEXT NOT NULL,
     source TEXT,
     is_settled INTEGER NOT NULL
 ) WITHOUT ROWID;

@@ -2,6 +2,7 @@
 
 import sqlite3
 from collections.abc import Iterable
+from dataclasses import replace
 from datetime import datetime
 from typing import Final
 
@@ -22,6 +23,7 @@ class Write:
         self.volumes: dict[model.VolumeId, model.Volume | None] = {}
         self.mounted: set[model.VolumeId] = set()
         self.snapshotted: set[model.VolumeId] = set()
+        self.records: list[model.Volume | model.Snapshot] = []
 
     def add_pool(self, pool: model.Pool) -> None:
         """Insert a pool."""
@@ -52,6 +54,13 @@ class Write:
             rows.volume_values(volume),
         )
         self.volumes[volume.id] = None if volume.state is model.VolumeState.PURGED else volume
+        self.records.append(volume)
+
+    def delete_volume(self, volume: model.Volume) -> None:
+        """Delete the row of a volume that never came to be."""
+        self._connection.execute("DELETE FROM volumes WHERE id = ?", (volume.id,))
+        self.volumes[volume.id] = None
+        self.records.append(replace(volume, state=model.VolumeState.PURGED, key=None))
 
     def put_snapshot(self, snapshot: model.Snapshot) -> None:
         """Insert or replace a snapshot's row."""
@@ -60,6 +69,13 @@ class Write:
             rows.snapshot_values(snapshot),
         )
         self.snapshotted.add(snapshot.volume_id)
+        self.records.append(snapshot)
+
+    def delete_snapshot(self, snapshot: model.Snapshot) -> None:
+        """Delete the row of a snapshot that never came to be."""
+        self._connection.execute("DELETE FROM snapshots WHERE id = ?", (snapshot.id,))
+        self.snapshotted.add(snapshot.volume_id)
+        self.records.append(replace(snapshot, state=model.SnapshotState.REMOVED, key=None))
 
     def end_snapshots(self, volume_id: model.VolumeId, removed_at: datetime) -> None:
         """Make tombstones of all snapshots of a volume."""
@@ -79,10 +95,11 @@ class Write:
         )
         self.mounted.add(mount.volume_id)
 
-    def drop_mount(self, mount: model.Mount) -> None:
-        """Delete a holder's mount."""
-        self._connection.execute("DELETE FROM mounts WHERE id = ?", (mount.id,))
-        self.mounted.add(mount.volume_id)
+    def drop_mounts(self, mounts: Iterable[model.Mount]) -> None:
+        """Delete holders' mounts."""
+        for mount in mounts:
+            self._connection.execute("DELETE FROM mounts WHERE id = ?", (mount.id,))
+            self.mounted.add(mount.volume_id)
 
     def drop_tombstones(self, before: datetime) -> int:
         """Delete what ended before a time; returns how many rows."""

@@ -1,0 +1,222 @@
+"""Puts the parts together, starts them in order and stops them in the reverse one.
+
+Start: the lock of the root, the database, the pools, recovery; then the sockets, the plugin's last.
+Stop: the sockets, the verbs that run, the catalogue copies, the database. Mounts stay: containers
+go on, and the next start finds them. This is the only importer of `drivers`.
+"""
+
+import asyncio
+import fcntl
+import functools
+import logging
+import os
+import signal
+import sys
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Final
+
+from aiohttp import web
+
+import drivers
+from voldriverd import config as configuration
+from voldriverd import embedded, model, service, sockets, store, worker
+from voldriverd.api import docker, rancher
+from voldriverd.driver import Driver
+from voldriverd.engine import mounts, pools, recovery
+from voldriverd.engine.context import Engine, Limits
+from voldriverd.errors import Error, Exists, InUse
+from voldriverd.kernel import fs
+
+_log = logging.getLogger(__name__)
+
+_Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
+
+STOP_S: Final = 4.0
+"""How long verbs that run may take to end after SIGTERM; what is left is ended by recovery."""
+KEEPALIVE_S: Final = 86_400.0
+"""dockerd keeps idle connections for ever; closing one at the instant it writes would cost it a retry."""
+
+
+def serve(config: configuration.Config) -> None:
+    """Serve until SIGTERM or SIGINT. Raises the errors of configuration, database and sockets."""
+    with ExitStack() as stack:
+        stack.enter_context(_lock(config.root))
+        engine = build(config)
+        stack.callback(engine.store.close)
+        recovery.recover(engine)
+        if not asyncio.run(_serve(config, engine)):
+            _log.warning("verb=stop result=verbs still ran; recovery ends them at the next start")
+            logging.shutdown()
+            os._exit(0)  # threads in the kernel would be waited for without end
+
+
+def build(config: configuration.Config) -> Engine:
+    """Open the database and name the pools; nothing is mounted yet. Raises Unusable."""
+    for directory, mode in ((config.root, 0o711), (config.root / "mounts", 0o711), (config.root / "by-name", 0o711)):
+        directory.mkdir(mode, parents=True, exist_ok=True)
+        directory.chmod(mode)
+    database = store.Store(config.root)
+    boot_id = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    limits = Limits(config.trash_retention_s, config.reserve)
+    specs = _configured(config) if config.pools else _embedded(config, database)
+    opened = pools.Pools(database, specs, default_driver=config.default_driver)
+    return Engine(config.root, database, opened, boot_id, limits)
+
+
+def release(config: configuration.Config) -> list[str]:
+    """Unmount what nobody uses, the embedded image last; return what had to stay mounted, and why.
+
+    The daemon must not be running. Raises InUse if it is.
+    """
+    stayed = []
+    with _lock(config.root), ExitStack() as stack:
+        engine = build(config)
+        stack.callback(engine.store.close)
+        recovery.recover(engine)
+        used = mounts.used_keys(engine)
+        for volume in engine.store.volumes():
+            if volume.key not in mounts.attached_keys(engine):
+                continue
+            held = engine.store.mounts(volume.id)
+            if volume.key in used or not mounts.detach(engine, volume.pool_id, volume.tree):
+                stayed.append(f"volume {volume.name}: it is in use")
+            elif held:
+                _forget(engine, held)
+        if not config.pools and not stayed:
+            stayed.extend(_release_image(config.root))
+    return stayed
+
+
+def _forget(engine: Engine, held: tuple[model.Mount, ...]) -> None:
+    engine.store.commit(lambda write: write.drop_mounts(held), is_vital=True)
+
+
+def _release_image(root: Path) -> Iterator[str]:
+    try:
+        embedded.Embedded(root).release()
+    except (Error, OSError) as err:
+        yield f"the embedded image: {err}"
+
+
+async def _serve(config: configuration.Config, engine: Engine) -> bool:
+    ended = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, ended.set)
+    verbs = service.Service(engine)
+    upkeep = worker.Worker(verbs, reconcile_interval_s=config.reconcile_interval_s)
+    sites = (
+        (config.api_socket, "voldriver", rancher.Api(verbs).handle),
+        (config.docker_socket, "docker", docker.Plugin(verbs).handle),
+    )
+    runners = []
+    try:
+        for path, group, handle in sites:
+            runners.append(await _listen(path, group, handle))
+        upkeep.start()
+        _say_ready(config, engine)
+        await ended.wait()
+    finally:
+        for runner, (path, _, _) in zip(reversed(runners), reversed(sites[: len(runners)]), strict=True):
+            path.unlink(missing_ok=True)  # a dead socket costs every docker command 15 s
+            await runner.cleanup()
+        await upkeep.stop()
+        has_ended = await verbs.stop(within_s=STOP_S)
+        upkeep.save()
+    return has_ended
+
+
+async def _listen(path: Path, group: str, handle: _Handler) -> web.ServerRunner:
+    listener = sockets.bind(path, group=group)
+    server = web.Server(handle, keepalive_timeout=KEEPALIVE_S, access_log=None)
+    runner = web.ServerRunner(server, shutdown_timeout=STOP_S)
+    await runner.setup()
+    await web.SockSite(runner, listener).start()
+    return runner
+
+
+def _say_ready(config: configuration.Config, engine: Engine) -> None:
+    live = [volume for volume in engine.store.volumes() if volume.is_live]
+    for pool in engine.pools:
+        state = f"unavailable: {pool.reason}" if pool.driver is None else "available"
+        _log.info("pool=%s driver=%s path=%s state=%s", pool.row.name, pool.row.driver, pool.row.path, state)
+    _log.info("verb=start volumes=%d plugin=%s api=%s result=ok", len(live), config.docker_socket, config.api_socket)
+    if sys.stderr.isatty() or "VOLDRIVER_HINTS" in os.environ:
+        sys.stderr.write(_HINTS)
+
+
+_HINTS: Final = """
+voldriverd is serving. In another shell:
+
+    docker volume create -d voldriver first          # a volume on the default driver
+    docker run --rm -v first:/data busybox touch /data/hello
+    voldriver snapshot create first before           # instant
+    voldriver volume ls
+
+Ctrl-C ends the daemon; volumes, and what is mounted, stay.
+
+"""
+
+
+@contextmanager
+def _lock(root: Path) -> Iterator[None]:
+    """Hold the root for one daemon (flock(2): it goes with the process). Raises InUse."""
+    root.mkdir(0o711, parents=True, exist_ok=True)
+    fd = os.open(root / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as err:
+            raise InUse(f"cannot use root {root}: another voldriverd does") from err
+        yield
+    finally:
+        os.close(fd)
+
+
+def _configured(config: configuration.Config) -> list[pools.Spec]:
+    return [
+        pools.Spec(each.name, each.driver, each.path, _maker(config.root, each), allow_live_copy=each.allow_live_copy)
+        for each in config.pools
+    ]
+
+
+def _embedded(config: configuration.Config, database: store.Store) -> list[pools.Spec]:
+    """Return the pools of a host where nothing is configured: in an image, or in the root if that is on btrfs (D9)."""
+    known = {row.name: row for row in database.pools()}
+    image = embedded.Embedded(config.root)
+    if not image.exists() and fs.magic(config.root) == fs.BTRFS_MAGIC:
+        base, prepare, grow, quota = config.root / "pools", None, None, "off"
+    else:
+        base, grow, quota = image.mount_point, image.grow, "simple"
+        prepare = functools.partial(_prepare_image, image, config.embedded_size_bytes, is_known=bool(known))
+    return [
+        pools.Spec(
+            name,
+            name,
+            base / name,
+            _maker(config.root, configuration.PoolConfig(name, name, base / name, quota=quota)),
+            prepare=prepare,
+            grow=grow,
+        )
+        for name in drivers.DRIVERS
+    ]
+
+
+def _prepare_image(image: embedded.Embedded, size_bytes: int | None, *, is_known: bool) -> None:
+    if not image.exists():
+        if is_known:
+            raise Exists(f"the embedded image {image.path} is missing, and the database knows volumes in it")
+        image.make(size_bytes)
+    image.mount()
+
+
+def _maker(root: Path, pool: configuration.PoolConfig) -> Callable[[Path], Driver]:
+    mount_points = root / "mounts"
+    make = drivers.DRIVERS[pool.driver]
+    if pool.driver == "btrfs":
+        return functools.partial(make, mounts=mount_points, quota=pool.quota)
+    if pool.driver == "loop":
+        return functools.partial(make, mounts=mount_points, default_size_bytes=pool.default_size_bytes)
+    return functools.partial(make, mounts=mount_points)

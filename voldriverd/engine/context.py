@@ -1,0 +1,42 @@
+"""What every verb is given: the store, the pools, the clock and the limits of the configuration."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+
+from voldriverd import store
+from voldriverd.engine import pools, trees
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What the configuration says of trash and space."""
+
+    trash_retention_s: int = 7 * 86_400
+    """0: a removed volume is destroyed at once."""
+    reserve: float = 0.05
+    """The fraction of a pool's file system that is kept free."""
+
+
+def utc_now() -> datetime:
+    """Return the present time, aware."""
+    return datetime.now(UTC)
+
+
+@dataclass(frozen=True, slots=True)
+class Engine:
+    """The arguments of every verb; nothing here changes but what it points to."""
+
+    root: Path
+    store: store.Store
+    pools: pools.Pools
+    boot_id: str
+    limits: Limits = field(default_factory=Limits)
+    now: Callable[[], datetime] = utc_now
+    garbage: trees.Garbage = field(default_factory=trees.Garbage)
+
+    @property
+    def mounts(self) -> Path:
+        """The directory of mount points."""
+        return self.root / "mounts"

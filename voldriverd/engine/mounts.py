@@ -1,0 +1,156 @@
+"""Mount, unmount, and the reconciliation of holders with the kernel's mount tables (D3)."""
+
+import logging
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import replace
+from datetime import timedelta
+from pathlib import Path
+from typing import Final
+
+from voldriverd import model
+from voldriverd.driver import Driver, Key
+from voldriverd.engine import failures, use
+from voldriverd.engine.context import Engine
+from voldriverd.errors import Error, Unusable
+from voldriverd.kernel import mount as kernel_mount
+from voldriverd.store.write import Write
+
+_log = logging.getLogger(__name__)
+
+SETTLING_S: Final = 150.0
+"""A holder younger than this is never forgotten: dockerd waits 120 s for `Mount`, then the container must start."""
+
+
+def mount(engine: Engine, volume: model.Volume, holder: str) -> Path:
+    """Mount a volume for a holder and return where; one more time for a holder that has it already.
+
+    The kernel's table is always looked at and repaired. Raises InUse, NotFound (its tree is
+    missing), Unusable. After a crash in the middle the mount is found and ended by reconciliation.
+    """
+    what = f"cannot mount volume {volume.name}"
+    use.ensure_resting(volume, what)
+    driver = engine.pools.driver(volume.pool_id)
+    if volume.message is not None:
+        raise Unusable(f"{what}: {volume.message}")
+    is_settled = _settle(engine, driver, volume.tree, what)
+    with failures.told_as(what):
+        path = driver.attach(volume.tree, read_only=False)
+    held = _held(engine, volume, holder)
+
+    def change(write: Write) -> None:
+        write.put_mount(held)
+        if not is_settled:
+            write.settle_trees([volume.tree])
+
+    engine.store.commit(change)
+    return path
+
+
+def unmount(engine: Engine, volume: model.Volume, holder: str) -> bool:
+    """Let a holder go once, and unmount after the last one; an unknown holder has no effect (R7).
+
+    Tells whether nothing is mounted any more. A busy mount is left to reconciliation.
+    """
+    present = next((each for each in engine.store.mounts(volume.id) if each.holder == holder), None)
+    if present is not None:
+
+        def change(write: Write) -> None:
+            if present.count > 1:
+                write.put_mount(replace(present, count=present.count - 1))
+            else:
+                write.drop_mounts([present])
+
+        engine.store.commit(change, is_vital=True)
+    if engine.store.mounts(volume.id) or volume.key is None:
+        return False
+    return detach(engine, volume.pool_id, volume.tree)
+
+
+def detach(engine: Engine, pool_id: model.PoolId, key: Key) -> bool:
+    """Unmount a tree if nothing keeps it busy; tells whether it is unmounted."""
+    try:
+        engine.pools.driver(pool_id).detach(key)
+    except (Error, OSError) as err:  # busy, or the pool has gone: reconciliation comes back to it
+        _log.info("verb=detach key=%s result=%s", key, err)
+        return False
+    return True
+
+
+def reconcile(engine: Engine, volumes: Iterable[model.Volume], now_used: frozenset[str]) -> list[model.VolumeId]:
+    """Forget holders that the kernel does not know and unmount what nobody uses; return the volumes that changed.
+
+    `now_used` are the keys that `used_keys` found with the caller holding the locks of `volumes`.
+    A holder goes if it is of another boot, or older than SETTLING_S and nobody but ourselves has
+    the tree mounted; the host's own goes with the boot only.
+    """
+    changed = []
+    for volume in volumes:
+        if volume.key is None or volume.state is not model.VolumeState.INACTIVE:
+            continue
+        is_seen = volume.tree in now_used
+        gone = [mount for mount in engine.store.mounts(volume.id) if _is_gone(engine, mount, is_seen=is_seen)]
+        if gone:
+            _forget(engine, gone)
+            changed.append(volume.id)
+        if not engine.store.mounts(volume.id) and not is_seen and kernel_mount.at(engine.mounts / volume.tree):
+            detach(engine, volume.pool_id, volume.tree)
+    return changed
+
+
+def attached_keys(engine: Engine) -> set[Key]:
+    """Return the trees that are mounted at our mount points."""
+    own = str(engine.mounts)
+    points = (Path(entry.mount_point) for entry in kernel_mount.table())
+    return {Key(point.name) for point in points if str(point.parent) == own and not point.name.startswith(".")}
+
+
+def used_keys(engine: Engine) -> frozenset[str]:
+    """Return the attached trees that somebody else has mounted too; one look at every mount namespace."""
+    own = {str(engine.mounts / key): key for key in attached_keys(engine)}
+    by_place: dict[tuple[str, str], Key] = {}
+    others: dict[str, list[kernel_mount.Entry]] = defaultdict(list)
+    namespace = None
+    for pid, entry in kernel_mount.everywhere():
+        namespace = pid if namespace is None else namespace
+        if pid == namespace and entry.mount_point in own:
+            by_place[entry.device, entry.root] = own[entry.mount_point]
+        else:
+            others[entry.device].append(entry)
+    return frozenset(
+        key
+        for (device, root), key in by_place.items()
+        if any(kernel_mount.covers(entry, device, root) for entry in others[device])
+    )
+
+
+def _forget(engine: Engine, gone: list[model.Mount]) -> None:
+    engine.store.commit(lambda write: write.drop_mounts(gone), is_vital=True)
+
+
+def _settle(engine: Engine, driver: Driver, key: Key, what: str) -> bool:
+    tree = engine.store.tree(key)
+    if tree is None or tree.is_settled:
+        return True
+    with failures.told_as(what):
+        driver.sync()
+    return False
+
+
+def _held(engine: Engine, volume: model.Volume, holder: str) -> model.Mount:
+    now = engine.now()
+    for present in engine.store.mounts(volume.id):
+        if present.holder != holder:
+            continue
+        is_same_boot = present.boot_id == engine.boot_id and holder != model.HOST_HOLDER
+        count = present.count + 1 if is_same_boot else 1
+        return replace(present, count=count, boot_id=engine.boot_id, created_at=now)
+    mount_id = model.MountId(engine.store.reserve_id("mounts"))
+    return model.Mount(mount_id, volume.id, holder, 1, engine.boot_id, now)
+
+
+def _is_gone(engine: Engine, mount: model.Mount, *, is_seen: bool) -> bool:
+    if mount.boot_id != engine.boot_id:
+        return True
+    is_old = engine.now() - mount.created_at >= timedelta(seconds=SETTLING_S)
+    return is_old and not is_seen and mount.holder != model.HOST_HOLDER

@@ -1,0 +1,197 @@
+"""Pools: opened, told apart by their marker files, chosen for new volumes.
+
+A pool's root holds a marker file with its uuid. A configured pool whose marker is missing although
+the database knows the pool is not mounted, and is never taken for an empty one: it stays
+`unavailable`, its volumes are listed and refuse to mount, and the others are served.
+"""
+
+import json
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from voldriverd import model, store
+from voldriverd.driver import Driver, Key
+from voldriverd.engine import failures
+from voldriverd.errors import Error, Invalid, Unusable
+from voldriverd.kernel import fs
+
+MARKER: Final = ".voldriver-pool"
+
+
+@dataclass(frozen=True, slots=True)
+class Spec:
+    """What is configured of a pool."""
+
+    name: str
+    driver: str
+    path: Path
+    make: Callable[[Path], Driver]
+    """Makes the driver for the pool's root; touches nothing."""
+    allow_live_copy: bool = False
+    prepare: Callable[[], None] | None = None
+    """Brings the file system there (the embedded image); raises Unusable."""
+    grow: Callable[[int], None] | None = None
+    """Grows the file system to a number of bytes; None if that is not ours to do."""
+
+
+@dataclass(slots=True)
+class Pool:
+    """A pool at run time; `driver` is None as long as it could not be opened, and `reason` says why."""
+
+    row: model.Pool
+    spec: Spec | None
+    driver: Driver | None = None
+    reason: str | None = None
+    orphans: frozenset[Key] = frozenset()
+    """Trees on disk that no row knows: reported, never deleted."""
+
+    @property
+    def health(self) -> model.Health:
+        """Whether it can be used."""
+        return model.Health.UNAVAILABLE if self.driver is None else model.Health.AVAILABLE
+
+
+class Pools:
+    """All pools that are configured or that some volume lies in."""
+
+    def __init__(self, database: store.Store, specs: list[Spec], *, default_driver: str) -> None:
+        """Take what is configured and what the database knows; nothing is opened yet."""
+        self._store = database
+        self._specs = {spec.name: spec for spec in specs}
+        self._default_driver = default_driver
+        self._pools: dict[model.PoolId, Pool] = {
+            row.id: Pool(row, self._specs.get(row.name), reason=_unopened(row, self._specs.get(row.name)))
+            for row in database.pools()
+        }
+
+    def __iter__(self) -> Iterator[Pool]:
+        return iter(list(self._pools.values()))
+
+    def get(self, pool_id: model.PoolId) -> Pool:
+        """Return the pool of a row."""
+        return self._pools[pool_id]
+
+    def driver(self, pool_id: model.PoolId) -> Driver:
+        """Return the driver of a pool. Raises Unusable with the reason if the pool is unavailable."""
+        pool = self._pools[pool_id]
+        if pool.driver is None:
+            raise Unusable(f"pool {pool.row.name} is unavailable: {pool.reason}")
+        return pool.driver
+
+    def drivers(self) -> set[str]:
+        """Return the names of the configured drivers."""
+        return {spec.driver for spec in self._specs.values()}
+
+    def honouring(self, option: str) -> list[str]:
+        """Return the drivers of available pools that honour an option."""
+        able = {pool.row.driver for pool in self if pool.driver is not None and option in pool.driver.options}
+        return sorted(able)
+
+    def open_all(self) -> list[Pool]:
+        """Open every configured pool that is not open; return those that came to be. Never raises an Error of ours."""
+        opened = []
+        for spec in self._specs.values():
+            known = next((pool for pool in self._pools.values() if pool.row.name == spec.name), None)
+            if known is not None and known.driver is not None:
+                continue
+            try:
+                pool = self._open(spec, None if known is None else known.row)
+            except Error as err:
+                self._note_failure(spec, known, str(err))
+                continue
+            self._pools[pool.row.id] = pool
+            opened.append(pool)
+        return opened
+
+    def choose(self, *, driver: str | None, name: str | None) -> Pool:
+        """Return the pool for a new volume: the named one, or the driver's one with the most free space.
+
+        Raises Invalid (no such pool or driver, or the two contradict) and Unusable (none is available).
+        """
+        if name is not None:
+            pool = next((pool for pool in self if pool.row.name == name and pool.spec is not None), None)
+            if pool is None:
+                raise Invalid(f"no pool is named {name!r}; valid: {', '.join(sorted(self._specs))}", field="pool")
+            if driver is not None and driver != pool.row.driver:
+                raise Invalid(f"pool {name} has driver {pool.row.driver}, not {driver}", field="driver")
+            self.driver(pool.row.id)
+            return pool
+        wanted = driver or self._default_driver
+        if wanted not in self.drivers():
+            valid = ", ".join(sorted(self.drivers()))
+            raise Invalid(f"no pool is configured for driver {wanted!r}; valid: {valid}", field="driver")
+        candidates = [pool for pool in self if pool.row.driver == wanted and pool.driver is not None]
+        if not candidates:
+            reasons = "; ".join(f"{pool.row.name}: {pool.reason}" for pool in self if pool.row.driver == wanted)
+            raise Unusable(f"no pool of driver {wanted} is available: {reasons}")
+        if len(candidates) == 1:
+            return candidates[0]
+        return max(candidates, key=lambda pool: fs.capacity(Path(pool.row.path))[1])
+
+    def _open(self, spec: Spec, row: model.Pool | None) -> Pool:
+        with failures.told_as(f"cannot open pool {spec.name}"):
+            if spec.prepare is not None:
+                spec.prepare()
+            row = self._identify(spec, row)
+            driver = spec.make(spec.path)
+            driver.open()
+            on_disk = driver.trees()
+        for key in on_disk:
+            letter, number = model.key_number(key)
+            self._store.raise_id("volumes" if letter == "v" else "snapshots", number)
+        return Pool(row, spec, driver)
+
+    def _identify(self, spec: Spec, row: model.Pool | None) -> model.Pool:
+        found = _read_marker(spec.path)
+        if row is None:
+            return self._begin(spec, found)
+        if found is None:
+            raise Unusable(f"{spec.path} is not mounted or was emptied: its marker file {MARKER} is missing")
+        if found["uuid"] != row.uuid:
+            raise Unusable(f"{spec.path} holds another pool: uuid {found['uuid']} instead of {row.uuid}")
+        if row.path != str(spec.path):
+            self._store.commit(lambda write: write.put_pool_path(row.id, str(spec.path)))
+        return model.Pool(row.id, row.uuid, row.name, spec.driver, str(spec.path))
+
+    def _begin(self, spec: Spec, found: dict[str, str] | None) -> model.Pool:
+        if found is None:
+            spec.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            foreign = [entry for entry in spec.path.iterdir() if entry.name != "lost+found"]
+            if foreign:
+                raise Unusable(f"{spec.path} is neither empty nor a pool: it holds {foreign[0].name}")
+            spec.path.chmod(0o700)
+            found = {"uuid": str(uuid.uuid4()), "driver": spec.driver, "version": "1"}
+            fs.write_durably(spec.path / MARKER, json.dumps(found).encode())
+        if found["driver"] != spec.driver:
+            raise Unusable(f"{spec.path} is a pool of driver {found['driver']}, not {spec.driver}")
+        row = model.Pool(
+            model.PoolId(self._store.reserve_id("pools")), found["uuid"], spec.name, spec.driver, str(spec.path)
+        )
+        self._store.commit(lambda write: write.add_pool(row))
+        return row
+
+    def _note_failure(self, spec: Spec, known: Pool | None, reason: str) -> None:
+        if known is not None:
+            known.reason = reason
+            return
+        row = model.Pool(model.PoolId(-len(self._pools) - 1), "", spec.name, spec.driver, str(spec.path))
+        self._pools[row.id] = Pool(row, spec, reason=reason)
+
+
+def _unopened(row: model.Pool, spec: Spec | None) -> str:
+    return "it is not opened yet" if spec is not None else f"it is not configured any more (it was at {row.path})"
+
+
+def _read_marker(path: Path) -> dict[str, str] | None:
+    try:
+        text = (path / MARKER).read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    try:
+        found = json.loads(text)
+        return {name: str(found[name]) for name in ("uuid", "driver", "version")}
+    except (ValueError, KeyError, TypeError) as err:
+        raise Unusable(f"{path / MARKER} is damaged: it is not the marker of a pool") from err

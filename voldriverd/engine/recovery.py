@@ -1,0 +1,141 @@
+"""What is done before any socket exists, and again when a pool that was unavailable comes back.
+
+Every unfinished verb is ended from the rows alone: begun volumes are made or dropped, the pointers
+that did not move stay, and the trees that nothing points to are removed. A tree on disk that no row
+knows is reported and never deleted: the database may be the older of the two.
+"""
+
+import logging
+from dataclasses import replace
+
+from voldriverd import model
+from voldriverd.driver import Driver, Key
+from voldriverd.engine import creation, failures, links, mounts, pools, trees, volumes
+from voldriverd.engine.context import Engine
+from voldriverd.errors import Error, NotFound
+from voldriverd.model import SnapshotState, VolumeState
+
+_log = logging.getLogger(__name__)
+
+MISSING = "its tree is missing from the pool: was it removed by hand, or the pool replaced by an older copy?"
+
+
+def recover(engine: Engine) -> None:
+    """Open all pools, end what a crash left, and reconcile holders with the kernel. Raises Unusable (database)."""
+    open_pools(engine)
+    forget_other_boots(engine)
+    mounts.reconcile(engine, engine.store.volumes(), mounts.used_keys(engine))
+    links.rebuild(engine)
+
+
+def open_pools(engine: Engine) -> list[pools.Pool]:
+    """Open the pools that are not open, and end in each what a crash left; return those that came to be."""
+    opened = []
+    for pool in engine.pools.open_all():
+        try:
+            _recover_pool(engine, pool)
+        except Error as err:  # served as unavailable, so that the other pools are
+            pool.driver, pool.reason = None, str(err)
+        else:
+            opened.append(pool)
+    for pool in engine.pools:
+        if pool.driver is None:
+            _log.warning("verb=open pool=%s result=%s", pool.row.name, pool.reason)
+    return opened
+
+
+def forget_other_boots(engine: Engine) -> None:
+    """Drop every holder of another boot: its containers are gone."""
+    gone = [mount for mount in engine.store.all_mounts() if mount.boot_id != engine.boot_id]
+    if gone:
+        engine.store.commit(lambda write: write.drop_mounts(gone), is_vital=True)
+
+
+def _recover_pool(engine: Engine, pool: pools.Pool) -> None:
+    assert pool.driver is not None, f"pool {pool.row.name} is not open"
+    driver, pool_id = pool.driver, pool.row.id
+    with failures.told_as(f"cannot recover pool {pool.row.name}"):
+        on_disk = driver.trees()
+        for volume in engine.store.volumes():
+            if volume.pool_id == pool_id:
+                _end_verb(engine, driver, volume, on_disk)
+        _end_snapshots(engine, pool_id, on_disk)
+        on_disk = driver.trees()
+    known = {tree.key for tree in engine.store.trees(pool_id)}
+    pointed = engine.store.pointed_keys(pool_id)
+    pool.orphans = frozenset(on_disk - known)
+    for key in sorted(pool.orphans):
+        _log.warning(
+            "verb=recover pool=%s key=%s result=a tree that no row knows; it is left alone", pool.row.name, key
+        )
+    trees.discard(engine, pool_id, *(known - pointed))
+
+
+def _end_verb(engine: Engine, driver: Driver, volume: model.Volume, on_disk: set[Key]) -> None:
+    if volume.state is VolumeState.REGISTERING:
+        _end_create(engine, driver, volume, on_disk)
+        return
+    resting = volume
+    if volume.state in {VolumeState.REVERTING, VolumeState.UPDATING}:
+        resting = replace(volume, state=VolumeState.INACTIVE)
+    if volume.key in on_disk:
+        if volume.state is VolumeState.UPDATING and volume.size_bytes is not None:
+            resting = replace(resting, message=_resize_again(driver, volume, volume.size_bytes))
+        elif volume.message is not None:
+            resting = replace(resting, message=None)
+    elif not _make_again(engine, driver, volume):
+        resting = replace(resting, message=MISSING)
+        _log.error("verb=recover volume=%s key=%s result=%s", volume.name, volume.key, MISSING)
+    if resting != volume:
+        engine.store.commit(lambda write: write.put_volume(resting), is_vital=True)
+
+
+def _end_create(engine: Engine, driver: Driver, volume: model.Volume, on_disk: set[Key]) -> None:
+    tree = engine.store.tree(volume.tree)
+    assert tree is not None, f"volume {volume.name} has no tree row"
+    try:
+        if tree.key not in on_disk:
+            if tree.source is not None and tree.source not in on_disk:
+                raise NotFound(f"cannot create volume {volume.name}: its source is gone")
+            volumes.finish_create(engine, creation.Plan(volume, tree))
+            return
+        ready = replace(volume, state=VolumeState.INACTIVE)
+        if tree.source is not None and volume.size_bytes is not None:
+            ready = replace(ready, message=_resize_again(driver, volume, volume.size_bytes))
+        engine.store.commit(lambda write: write.put_volume(ready))
+    except Error as err:
+        _log.warning("verb=recover volume=%s result=%s", volume.name, err)
+        if engine.store.volume(volume.id) is not None:
+            engine.store.commit(lambda write: write.delete_volume(volume), is_vital=True)
+
+
+def _resize_again(driver: Driver, volume: model.Volume, size_bytes: int) -> str | None:
+    try:
+        if "size" in driver.options and driver.usage(volume.tree).limit_bytes != size_bytes:
+            driver.resize(volume.tree, size_bytes)
+    except (Error, OSError) as err:
+        return f"its size could not be set after a crash ({err}); resize it again"
+    return None
+
+
+def _make_again(engine: Engine, driver: Driver, volume: model.Volume) -> bool:
+    tree = engine.store.tree(volume.tree)
+    if tree is None or tree.is_settled or tree.source is not None:
+        return False
+    driver.create(tree.key, tree.options)
+    return True
+
+
+def _end_snapshots(engine: Engine, pool_id: model.PoolId, on_disk: set[Key]) -> None:
+    for snapshot in engine.store.creating_snapshots():
+        volume = engine.store.volume(snapshot.volume_id)
+        if volume is None or volume.pool_id != pool_id:
+            continue
+        if snapshot.key in on_disk:
+            _put(engine, replace(snapshot, state=SnapshotState.CREATED))
+        else:
+            _put(engine, replace(snapshot, state=SnapshotState.REMOVED, key=None, removed_at=engine.now()))
+
+
+def _put(engine: Engine, snapshot: model.Snapshot) -> None:
+    engine.store.commit(lambda write: write.put_snapshot(snapshot), is_vital=True)

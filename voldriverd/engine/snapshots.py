@@ -1,0 +1,183 @@
+"""Snapshots: create, remove, and revert, which keeps what it displaces."""
+
+import uuid
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from typing import Final
+
+from voldriverd import model
+from voldriverd.driver import Key
+from voldriverd.engine import creation, failures, links, space, trees, use, volumes
+from voldriverd.engine.context import Engine
+from voldriverd.errors import Error, Exists, Invalid, NotFound
+from voldriverd.model import SnapshotState, VolumeState
+from voldriverd.store.write import Write
+
+KEEP_S: Final = 7 * 86_400
+"""How long displaced content is kept where the trash is turned off: an undo must not vanish with it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What a new snapshot should be."""
+
+    name: str | None = None
+    description: str | None = None
+    expires_at: datetime | None = None
+
+
+def create(engine: Engine, volume: model.Volume, wish: Wish) -> model.Snapshot:
+    """Freeze the present content of a volume, mounted or not, as one instant.
+
+    Raises Exists (the name is taken), Unsupported (in use, and the driver is not INSTANT), Unusable.
+    After a crash it is there whole, or not at all.
+    """
+    what = f"cannot snapshot volume {volume.name}"
+    use.ensure_resting(volume, what)
+    if wish.name is not None and engine.store.snapshot_named(volume.id, wish.name) is not None:
+        raise Exists(f"{what}: it has a snapshot named {wish.name} already")
+    driver = engine.pools.driver(volume.pool_id)
+    use.ensure_cloneable(engine, volume, what)
+    space.ensure_reserve(engine, engine.pools.get(volume.pool_id), what)
+    snapshot = _new_row(engine, volume, wish, is_automatic=False)
+    tree = _tree_of(engine, volume, snapshot.tree, source=volume.tree)
+
+    def begin(write: Write) -> None:
+        write.add_tree(tree)
+        write.put_snapshot(snapshot)
+
+    engine.store.commit(begin)
+    try:
+        with failures.told_as(what):
+            driver.clone(volume.tree, tree.key, read_only=True)
+    except Error:
+        _forget(engine, volume, snapshot)
+        raise
+    created = replace(snapshot, state=SnapshotState.CREATED)
+    engine.store.commit(lambda write: write.put_snapshot(created))
+    return created
+
+
+def remove(engine: Engine, volume: model.Volume, snapshot: model.Snapshot) -> model.Snapshot:
+    """Destroy a snapshot at once. Raises NotFound (it is gone) and InUse (its tree is mounted)."""
+    shown = snapshot.shown_name
+    what = f"cannot remove snapshot {shown} of volume {volume.name}"
+    if snapshot.state is not SnapshotState.CREATED:
+        raise NotFound(f"{what}: it is {snapshot.state.value}")
+    users = engine.pools.driver(volume.pool_id).users(snapshot.tree)
+    if users:
+        raise use.in_use(what, users)
+    gone = replace(snapshot, state=SnapshotState.REMOVED, key=None, removed_at=engine.now())
+    engine.store.commit(lambda write: write.put_snapshot(gone), is_vital=True)
+    trees.discard(engine, volume.pool_id, snapshot.tree)
+    return gone
+
+
+def revert(engine: Engine, volume: model.Volume, snapshot: model.Snapshot) -> tuple[model.Volume, model.Snapshot]:
+    """Give a volume the content of one of its snapshots; return it with the automatic snapshot of what was displaced.
+
+    Both pointers move in one commit. Raises Invalid (another volume's snapshot), NotFound, InUse, Unusable.
+    """
+    what = f"cannot revert volume {volume.name}"
+    use.ensure_resting(volume, what)
+    if snapshot.volume_id != volume.id:
+        raise Invalid(f"{what}: snapshot 1s{snapshot.id} belongs to another volume", field="snapshotId")
+    if snapshot.state is not SnapshotState.CREATED:
+        raise NotFound(f"{what}: snapshot 1s{snapshot.id} is {snapshot.state.value}")
+    use.ensure_unused(engine, volume, what)
+    space.ensure_reserve(engine, engine.pools.get(volume.pool_id), what)
+    return displace(engine, volume, snapshot.tree, size_bytes=snapshot.size_bytes, verb="revert")
+
+
+def displace(
+    engine: Engine, volume: model.Volume, source: Key, *, size_bytes: int | None, verb: str
+) -> tuple[model.Volume, model.Snapshot]:
+    """Point an unused volume to a clone of `source` and keep its present tree as `before-VERB-UTC`.
+
+    The larger of both sizes is kept (D5). A failure or crash before the last commit leaves all as it was.
+    """
+    driver = engine.pools.driver(volume.pool_id)
+    kept = _displaced_row(engine, volume, verb)
+    key = model.volume_key(volume.id, volume.content + 1)
+    size_bytes = max((size for size in (size_bytes, volume.size_bytes) if size is not None), default=None)
+    begun = replace(volume, state=VolumeState.REVERTING, content=volume.content + 1)
+    added = (_tree_of(engine, volume, kept.tree, source=volume.tree), _tree_of(engine, volume, key, source=source))
+
+    def begin(write: Write) -> None:
+        for tree in added:
+            write.add_tree(tree)
+        write.put_volume(begun)
+
+    engine.store.commit(begin)
+    try:
+        with failures.told_as(f"cannot {verb} volume {volume.name}"):
+            driver.clone(volume.tree, added[0].key, read_only=True)
+            volumes.clone(driver, source, key, size_bytes=size_bytes)
+    except Error:
+        resting = replace(begun, state=VolumeState.INACTIVE)
+        engine.store.commit(lambda write: write.put_volume(resting), is_vital=True)
+        trees.discard(engine, volume.pool_id, *(tree.key for tree in added))
+        raise
+    moved = replace(begun, state=VolumeState.INACTIVE, key=key, size_bytes=size_bytes)
+
+    def move(write: Write) -> None:
+        write.put_volume(moved)
+        write.put_snapshot(kept)
+
+    engine.store.commit(move)
+    links.point(engine, moved)
+    trees.discard(engine, volume.pool_id, volume.tree)
+    return moved, kept
+
+
+def set_properties(
+    engine: Engine, volume: model.Volume, snapshot: model.Snapshot, *, name: str | None, description: str | None
+) -> model.Snapshot:
+    """Change the name or the description, what is not None. Raises Exists (the name is taken)."""
+    if name is not None and name != snapshot.name and engine.store.snapshot_named(volume.id, name) is not None:
+        raise Exists(f"cannot rename snapshot 1s{snapshot.id}: volume {volume.name} has one named {name} already")
+    changed = replace(
+        snapshot,
+        name=snapshot.name if name is None else name,
+        description=snapshot.description if description is None else description or None,
+    )
+    engine.store.commit(lambda write: write.put_snapshot(changed))
+    return changed
+
+
+def _displaced_row(engine: Engine, volume: model.Volume, verb: str) -> model.Snapshot:
+    now = engine.now()
+    base = name = f"before-{verb}-{now:%Y%m%dT%H%M%SZ}"
+    count = 1
+    while engine.store.snapshot_named(volume.id, name) is not None:
+        count += 1
+        name = f"{base}.{count}"
+    expires_at = now + timedelta(seconds=engine.limits.trash_retention_s or KEEP_S)
+    row = _new_row(engine, volume, Wish(name, f"what the {verb} displaced", expires_at), is_automatic=True)
+    return replace(row, state=SnapshotState.CREATED)
+
+
+def _new_row(engine: Engine, volume: model.Volume, wish: Wish, *, is_automatic: bool) -> model.Snapshot:
+    snapshot_id = model.SnapshotId(engine.store.reserve_id("snapshots"))
+    return model.Snapshot(
+        id=snapshot_id,
+        uuid=str(uuid.uuid4()),
+        volume_id=volume.id,
+        name=wish.name,
+        description=wish.description,
+        key=model.snapshot_key(snapshot_id),
+        state=SnapshotState.CREATING,
+        is_automatic=is_automatic,
+        size_bytes=volume.size_bytes,
+        created_at=engine.now(),
+        expires_at=wish.expires_at,
+    )
+
+
+def _tree_of(engine: Engine, volume: model.Volume, key: Key, *, source: Key) -> model.Tree:
+    return model.Tree(key, volume.pool_id, creation.tree_options(engine, source), source, is_settled=True)
+
+
+def _forget(engine: Engine, volume: model.Volume, snapshot: model.Snapshot) -> None:
+    engine.store.commit(lambda write: write.delete_snapshot(snapshot), is_vital=True)
+    trees.discard(engine, volume.pool_id, snapshot.tree)

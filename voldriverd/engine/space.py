@@ -1,0 +1,73 @@
+"""Free space: below the reserve the trash is emptied, and what would need more is refused (D4)."""
+
+import logging
+from pathlib import Path
+
+from voldriverd import model, names
+from voldriverd.engine import pools, trees
+from voldriverd.engine.context import Engine
+from voldriverd.errors import Error, Unusable
+from voldriverd.kernel import fs
+
+_log = logging.getLogger(__name__)
+
+
+class Shortage(Unusable):
+    """Less than the reserve is free; the service empties trash and asks once more."""
+
+    def __init__(self, message: str, pool_id: model.PoolId) -> None:
+        """Keep which pool it is."""
+        super().__init__(message)
+        self.pool_id = pool_id
+
+
+def ensure_reserve(engine: Engine, pool: pools.Pool, what: str) -> None:
+    """Refuse a verb that takes space while less than the reserve is free. Raises Shortage with the figures."""
+    total, free = fs.capacity(Path(pool.row.path))
+    if free >= total * engine.limits.reserve:
+        return
+    raise Shortage(
+        f"{what}: pool {pool.row.name} has {names.format_size(free)} of {names.format_size(total)} free, below the "
+        f"reserve of {engine.limits.reserve:.0%}; remove volumes or snapshots, empty the trash, or grow the pool",
+        pool.row.id,
+    )
+
+
+def is_short(engine: Engine, pool: pools.Pool) -> bool:
+    """Tell whether less than the reserve is free."""
+    total, free = fs.capacity(Path(pool.row.path))
+    return free < total * engine.limits.reserve
+
+
+def trash_in_order(engine: Engine, pool: pools.Pool) -> list[model.Volume]:
+    """Return the trashed volumes of a pool in the order in which a shortage destroys them.
+
+    The oldest day first, and of one day those that use most: an hour does not make a small volume
+    go before a large one that would end the shortage alone.
+    """
+    trashed = [
+        volume
+        for volume in engine.store.volumes()
+        if volume.state is model.VolumeState.REMOVED and volume.pool_id == pool.row.id
+    ]
+    return sorted(trashed, key=lambda volume: (_day(volume), -_used(engine, volume)))
+
+
+def collect_now(engine: Engine, pool: pools.Pool) -> None:
+    """Remove what waits and make the removal durable, so that its space shows; failures are logged and tried again."""
+    try:
+        trees.collect(engine, pool.row.id)
+    except (Error, OSError) as err:
+        _log.warning("verb=collect pool=%s result=%s", pool.row.name, err)
+
+
+def _day(volume: model.Volume) -> str:
+    return "" if volume.removed_at is None else volume.removed_at.date().isoformat()
+
+
+def _used(engine: Engine, volume: model.Volume) -> int:
+    try:
+        used = engine.pools.driver(volume.pool_id).usage(volume.tree).used_bytes
+    except (Error, OSError):  # a tree that cannot be asked goes last of its day
+        return 0
+    return used or 0

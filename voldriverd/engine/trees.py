@@ -1,0 +1,103 @@
+"""Trees that lost their pointer, and trees that power loss may still take: both end after one sync per pool."""
+
+import logging
+import threading
+from collections import defaultdict
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from voldriverd import model
+from voldriverd.driver import Driver, Key
+from voldriverd.errors import Error
+
+if TYPE_CHECKING:
+    from voldriverd.engine.context import Engine
+
+_log = logging.getLogger(__name__)
+
+
+class Garbage:
+    """Keys whose rows are to go: `waiting` still have a tree, `removed` have none but await a sync.
+
+    In memory only: after a crash recovery finds the same keys as a set difference.
+    """
+
+    def __init__(self) -> None:
+        """Begin empty."""
+        self._lock = threading.Lock()
+        self._waiting: dict[model.PoolId, set[Key]] = defaultdict(set)
+        self._removed: dict[model.PoolId, set[Key]] = defaultdict(set)
+        self.wake: threading.Event = threading.Event()
+        """Set when there is something new for the worker."""
+
+    def add(self, pool_id: model.PoolId, keys: Iterable[Key]) -> None:
+        """Note trees that nothing points to any more."""
+        with self._lock:
+            self._waiting[pool_id].update(keys)
+        self.wake.set()
+
+    def waiting(self, pool_id: model.PoolId) -> set[Key]:
+        """Return the trees of a pool that are still to be removed."""
+        with self._lock:
+            return set(self._waiting[pool_id])
+
+    def note_removed(self, pool_id: model.PoolId, key: Key) -> None:
+        """Move a key on: its tree is gone, unless power is lost before the next sync."""
+        with self._lock:
+            self._waiting[pool_id].discard(key)
+            self._removed[pool_id].add(key)
+
+    def take_removed(self, pool_id: model.PoolId) -> set[Key]:
+        """Return and forget the keys that await a sync."""
+        with self._lock:
+            return self._removed.pop(pool_id, set())
+
+
+def discard(engine: "Engine", pool_id: model.PoolId, *keys: Key) -> None:
+    """Hand trees that nothing points to any more to the worker."""
+    engine.garbage.add(pool_id, keys)
+
+
+def collect(engine: "Engine", pool_id: model.PoolId) -> int:
+    """Remove the waiting trees of a pool, then drop their rows after one sync; return how many rows went.
+
+    A tree that is still mounted somewhere, or whose removal fails, waits for the next time.
+    """
+    driver = engine.pools.driver(pool_id)
+    for key in sorted(engine.garbage.waiting(pool_id)):
+        if _is_removed(driver, key):
+            engine.garbage.note_removed(pool_id, key)
+    removed = engine.garbage.take_removed(pool_id)
+    if not removed:
+        return 0
+    try:
+        driver.sync()
+        engine.store.commit(lambda write: write.drop_trees(removed), is_vital=True)
+    except (OSError, Error):
+        for key in removed:
+            engine.garbage.note_removed(pool_id, key)
+        raise
+    return len(removed)
+
+
+def settle(engine: "Engine", pool_id: model.PoolId) -> int:
+    """Sync the pool and note that all its trees survive power loss now; return how many did not before."""
+    unsettled = engine.store.unsettled_trees(pool_id)
+    if not unsettled:
+        return 0
+    driver = engine.pools.driver(pool_id)
+    present = driver.trees()
+    made = [key for key in unsettled if key in present]
+    driver.sync()
+    engine.store.commit(lambda write: write.settle_trees(made))
+    return len(made)
+
+
+def _is_removed(driver: Driver, key: Key) -> bool:
+    try:
+        driver.detach(key)
+        driver.remove(key)
+    except (Error, OSError) as err:  # mounted elsewhere, or the device fails: it stays in the list and is tried again
+        _log.warning("verb=collect key=%s result=%s", key, err)
+        return False
+    return True

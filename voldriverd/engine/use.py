@@ -1,0 +1,93 @@
+"""Who uses a volume: the kernel is asked, a counter alone neither permits nor refuses."""
+
+from datetime import timedelta
+from typing import Final
+
+from voldriverd import model
+from voldriverd.driver import Capability, Driver, Key, User
+from voldriverd.engine.context import Engine
+from voldriverd.errors import InUse, NotFound, Unsupported
+from voldriverd.kernel import process
+
+STARTING_S: Final = 10.0
+"""How long after `Mount` a container may not show in the kernel's tables yet (seen: under 1 s)."""
+
+_NAMED_MAX: Final = 3
+
+
+def ensure_unused(engine: Engine, volume: model.Volume, what: str) -> None:
+    """Unmount a volume's tree unless it is really used. Raises InUse naming who uses it; then nothing has changed.
+
+    `what` is "cannot VERB volume NAME". Holders that the kernel does not show are forgotten later by
+    reconciliation; a holder of the last STARTING_S counts, for its container may be starting.
+    """
+    driver = engine.pools.driver(volume.pool_id)
+    held = [mount for mount in engine.store.mounts(volume.id) if _is_starting(engine, mount)]
+    if held:
+        raise InUse(f"{what}: it is mounted by {', '.join(holder_name(mount) for mount in held[:_NAMED_MAX])}")
+    users = driver.users(volume.tree)
+    if users:
+        raise in_use(what, users)
+    _detach(engine, driver, volume.tree, what)
+    stale = engine.store.mounts(volume.id)
+    if stale:
+        engine.store.commit(lambda write: write.drop_mounts(stale), is_vital=True)
+
+
+def ensure_resting(volume: model.Volume, what: str) -> None:
+    """Refuse a volume that another verb has not ended with, or that is not live. Raises InUse, NotFound."""
+    if not volume.is_live:
+        raise NotFound(f"{what}: it is in the trash")
+    if volume.state is not model.VolumeState.INACTIVE:
+        raise InUse(f"{what}: it is {volume.state.value}")
+
+
+def ensure_cloneable(engine: Engine, volume: model.Volume, what: str) -> None:
+    """Refuse to copy a volume that may be written to meanwhile, unless the driver makes it one instant.
+
+    Raises Unsupported naming what can be done. Not for snapshots: their trees never change.
+    """
+    pool = engine.pools.get(volume.pool_id)
+    driver = engine.pools.driver(volume.pool_id)
+    is_allowed = pool.spec is not None and pool.spec.allow_live_copy
+    if Capability.INSTANT in driver.capabilities or is_allowed or not is_used(engine, volume):
+        return
+    raise Unsupported(
+        f"{what}: it is mounted, and driver {pool.row.driver} in pool {pool.row.name} cannot copy a volume in use "
+        f"as one instant; unmount it, or set allow_live_copy = true in [pools.{pool.row.name}]"
+    )
+
+
+def is_used(engine: Engine, volume: model.Volume) -> bool:
+    """Tell whether anybody holds or has mounted a volume's tree."""
+    if engine.store.mounts(volume.id):
+        return True
+    return bool(engine.pools.driver(volume.pool_id).users(volume.tree))
+
+
+def in_use(what: str, users: list[User]) -> InUse:
+    """Return the error that names processes and where they have a tree mounted."""
+    named = [f"{user.process} (pid {user.pid}) at {user.mount_point}" for user in users[:_NAMED_MAX]]
+    more = len(users) - len(named)
+    return InUse(f"{what}: it is mounted by {', '.join(named)}" + (f" and {more} more" if more else ""))
+
+
+def holder_name(mount: model.Mount) -> str:
+    """Name a holder for people: the host, or the beginning of a container's mount id."""
+    return "the host" if mount.holder == model.HOST_HOLDER else f"container mount {mount.holder[:12]}"
+
+
+def _is_starting(engine: Engine, mount: model.Mount) -> bool:
+    if mount.boot_id != engine.boot_id:
+        return False
+    is_new = engine.now() - mount.created_at < timedelta(seconds=STARTING_S)
+    return is_new or mount.holder == model.HOST_HOLDER
+
+
+def _detach(engine: Engine, driver: Driver, key: Key, what: str) -> None:
+    try:
+        driver.detach(key)
+    except InUse as err:
+        openers = process.openers(engine.mounts / key)
+        who = ", ".join(f"{name} (pid {pid}) in {path}" for pid, name, path in openers[:_NAMED_MAX])
+        raise InUse(f"{what}: it is used by {who or 'a process of this host'}") from err

@@ -1,0 +1,122 @@
+"""Volumes: create and clone, resize, set."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+
+from voldriverd import model
+from voldriverd.driver import Driver, Key, TreeOptions
+from voldriverd.engine import creation, failures, links, trees, use
+from voldriverd.engine.context import Engine
+from voldriverd.errors import Error, Unsupported
+from voldriverd.model import VolumeState
+from voldriverd.store.write import Write
+
+
+def create(
+    engine: Engine,
+    request: creation.Request,
+    volume_id: model.VolumeId,
+    *,
+    begun: Callable[[model.Volume], None] | None = None,
+) -> model.Volume:
+    """Make a volume, empty or a clone; an existing one of that name is returned if the options agree.
+
+    Both halves in one call; `begun` is called between them. Raises what `begin_create` and
+    `finish_create` raise; then nothing is left.
+    """
+    plan = begin_create(engine, request, volume_id)
+    if isinstance(plan, model.Volume):
+        return plan
+    if begun is not None:
+        begun(plan.volume)
+    return finish_create(engine, plan)
+
+
+def begin_create(engine: Engine, request: creation.Request, volume_id: model.VolumeId) -> creation.Plan | model.Volume:
+    """Commit the rows of a new volume: from then on it exists for everybody, and a crash is ended by recovery.
+
+    Returns an existing volume of that name if the options agree. Raises Invalid, Exists, NotFound,
+    InUse (the source of a clone), Unsupported, Unusable; then nothing has changed.
+    """
+    existing = engine.store.volume_named(request.name)
+    if existing is not None:
+        return creation.agreed(engine, existing, request.options)
+    plan = creation.plan(engine, request, volume_id)
+
+    def begin(write: Write) -> None:
+        write.add_tree(plan.tree)
+        write.put_volume(plan.volume)
+
+    engine.store.commit(begin)
+    return plan
+
+
+def finish_create(engine: Engine, plan: creation.Plan) -> model.Volume:
+    """Make the tree of a begun volume and commit that it is ready; what fails leaves no volume."""
+    volume, tree = plan.volume, plan.tree
+    driver = engine.pools.driver(volume.pool_id)
+    ready = replace(volume, state=VolumeState.INACTIVE)
+    try:
+        with failures.told_as(f"cannot create volume {volume.name}"):
+            if tree.source is None:
+                driver.create(tree.key, tree.options)
+            else:
+                clone(driver, tree.source, tree.key, size_bytes=volume.size_bytes)
+    except Error:
+        _forget(engine, volume, tree)
+        raise
+    engine.store.commit(lambda write: write.put_volume(ready))
+    links.point(engine, ready)
+    return ready
+
+
+def clone(driver: Driver, source: Key, target: Key, *, size_bytes: int | None) -> None:
+    """Clone a tree for a volume and give it the volume's size."""
+    driver.clone(source, target, read_only=False)
+    if size_bytes is not None and driver.usage(target).limit_bytes != size_bytes:
+        driver.resize(target, size_bytes)
+
+
+def resize(engine: Engine, volume: model.Volume, size_bytes: int) -> model.Volume:
+    """Set the size of a volume, mounted or not. Raises Invalid, Unsupported, Unusable; then the old size stands."""
+    what = f"cannot resize volume {volume.name}"
+    use.ensure_resting(volume, what)
+    driver = engine.pools.driver(volume.pool_id)
+    if "size" not in driver.options:
+        driver.complete(TreeOptions(size_bytes=size_bytes))  # says what is to be done about it
+        raise Unsupported(f"{what}: driver {volume.driver} has no sizes")
+    settled = replace(volume, size_bytes=size_bytes)
+    engine.store.commit(lambda write: write.put_volume(replace(settled, state=VolumeState.UPDATING)))
+    try:
+        with failures.told_as(what):
+            driver.resize(volume.tree, size_bytes)
+    except Error:
+        engine.store.commit(lambda write: write.put_volume(volume), is_vital=True)
+        raise
+    engine.store.commit(lambda write: write.put_volume(settled))
+    return settled
+
+
+def set_properties(
+    engine: Engine,
+    volume: model.Volume,
+    *,
+    description: str | None = None,
+    is_protected: bool | None = None,
+    labels: Mapping[str, str] | None = None,
+) -> model.Volume:
+    """Change what is not None; labels are replaced as a whole, an empty description is none."""
+    changed = volume
+    if description is not None:
+        changed = replace(changed, description=description or None)
+    if is_protected is not None:
+        changed = replace(changed, is_protected=is_protected)
+    if labels is not None:
+        changed = replace(changed, labels=dict(labels))
+    engine.store.commit(lambda write: write.put_volume(changed))
+    return changed
+
+
+def _forget(engine: Engine, volume: model.Volume, tree: model.Tree) -> None:
+    engine.store.commit(lambda write: write.delete_volume(volume), is_vital=True)
+    trees.discard(engine, volume.pool_id, tree.key)

@@ -1,0 +1,391 @@
+"""The async face of the engine.
+
+For each verb the same three things: take the volume's lock, run the verb in a worker thread, shield
+it from a client that hangs up. Reads of what is in memory go straight to the store.
+"""
+
+import asyncio
+import functools
+import logging
+import os
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Final, TypeVar
+
+from voldriverd import model, names
+from voldriverd.driver import Capability, Key, Usage
+from voldriverd.engine import creation, mounts, recovery, snapshots, space, trash, volumes
+from voldriverd.engine.context import Engine
+from voldriverd.errors import Error, InUse, NotFound, Unusable
+from voldriverd.locks import Locks
+
+_log = logging.getLogger(__name__)
+_T = TypeVar("_T")
+
+QUICK_THREADS: Final = 32
+"""Verbs that wait for the kernel for milliseconds; the threads sleep there, so more than cores."""
+LONG_THREADS: Final = 4
+"""Plain copies: enough to use two disks, few enough that six of them do not starve a database."""
+WAIT_S: Final = 50.0
+"""How long a call waits for a busy volume; dockerd gives up after 60 s."""
+MOUNT_WAIT_S: Final = 100.0
+"""The same for `Mount`, where dockerd gives up after 120 s."""
+API_WAIT_S: Final = 5.0
+"""The same for the API, whose Go client gives up after 10 s; then it answers 409."""
+CREATE_ANSWER_S: Final = 3.0
+"""When `Create` is answered although it goes on; podman gives up after 5 s."""
+USAGE_AGE_S: Final = 1.0
+"""How old the usage in an answer from memory may be before it is asked for again."""
+
+
+_STOP_LOOK_S: Final = 0.02
+
+
+class Service:
+    """Runs verbs for the sites; lives on one event loop."""
+
+    def __init__(self, engine: Engine) -> None:
+        """Take an engine that has recovered."""
+        self.engine = engine
+        self.store = engine.store
+        self._locks = Locks()
+        self._quick = ThreadPoolExecutor(QUICK_THREADS, "verb")
+        self._long = ThreadPoolExecutor(LONG_THREADS, "job")
+        self._tasks: set[asyncio.Task[object]] = set()
+        self._running: set[Future[object]] = set()
+        self._pins: Counter[Key] = Counter()
+        self._usages: dict[model.VolumeId, tuple[float, Usage]] = {}
+
+    async def stop(self, *, within_s: float) -> bool:
+        """Wait for verbs that run; tells whether all have ended. What has not is ended by recovery."""
+        deadline_s = time.monotonic() + within_s
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=within_s)
+        while self._running and time.monotonic() < deadline_s:
+            await asyncio.sleep(_STOP_LOOK_S)
+        has_ended = not self._running
+        self._quick.shutdown(wait=has_ended, cancel_futures=True)
+        self._long.shutdown(wait=has_ended, cancel_futures=True)
+        return has_ended
+
+    def find(self, name_or_id: str) -> model.Volume:
+        """Return the live volume of a name. Raises NotFound."""
+        volume = self.store.volume_named(name_or_id)
+        if volume is None:
+            raise NotFound(f"no volume is named {name_or_id}")
+        return volume
+
+    def row(self, volume_id: model.VolumeId) -> model.Volume:
+        """Return a live or trashed volume. Raises NotFound."""
+        volume = self.store.volume(volume_id)
+        if volume is None:
+            raise NotFound(f"there is no volume 1v{volume_id}")
+        return volume
+
+    async def create(self, request: creation.Request, *, answer_s: float, wait_s: float = WAIT_S) -> model.Volume:
+        """Make a volume; after `answer_s` seconds a begun one is returned in its transitioning state and goes on."""
+        begun: list[model.Volume] = []
+        task = self._spawn(self._relieved(lambda: self._create(request, begun, wait_s)))
+        await asyncio.wait([task], timeout=answer_s)
+        if task.done() or not begun:
+            return await asyncio.shield(task)
+        task.add_done_callback(_note_end)
+        return begun[0]
+
+    async def remove(self, volume_id: model.VolumeId, *, wait_s: float = WAIT_S) -> model.Volume:
+        """Put a volume in the trash, or destroy it if it is anonymous."""
+        return await self._verb("remove", volume_id, lambda volume: self._unpinned(volume, trash.remove), wait_s=wait_s)
+
+    async def restore(self, volume_id: model.VolumeId, *, name: str | None) -> model.Volume:
+        """Bring a volume back from the trash."""
+        volume = self.row(volume_id)
+        work = functools.partial(trash.restore, self.engine, name=name)
+        return await self._verb("restore", volume_id, work, also=("name", name or volume.name), wait_s=API_WAIT_S)
+
+    async def purge(self, volume_id: model.VolumeId) -> model.Volume:
+        """Destroy a volume in the trash."""
+        return await self._verb(
+            "purge", volume_id, lambda volume: self._unpinned(volume, trash.purge), wait_s=API_WAIT_S
+        )
+
+    async def resize(self, volume_id: model.VolumeId, size_bytes: int) -> model.Volume:
+        """Set a volume's size."""
+        return await self._verb(
+            "resize", volume_id, lambda volume: volumes.resize(self.engine, volume, size_bytes), wait_s=API_WAIT_S
+        )
+
+    async def set_properties(self, volume_id: model.VolumeId, **changes: object) -> model.Volume:
+        """Change description, protection or labels of a volume."""
+        work = functools.partial(volumes.set_properties, self.engine, **changes)  # type: ignore[arg-type]
+        return await self._verb("set", volume_id, work, wait_s=API_WAIT_S)
+
+    async def mount(self, volume_id: model.VolumeId, holder: str, *, peer_pid: int | None = None) -> Path:
+        """Mount a volume for a holder. Raises Unusable if the asking process cannot see the mount."""
+
+        def work(volume: model.Volume) -> Path:
+            path = mounts.mount(self.engine, volume, holder)
+            if peer_pid is not None and not _sees(peer_pid, path):
+                mounts.unmount(self.engine, volume, holder)
+                raise Unusable(
+                    f"cannot mount volume {volume.name}: the asking process (pid {peer_pid}) lives in another mount "
+                    "namespace and does not see it; remove PrivateMounts and the like from its unit and from ours"
+                )
+            return path
+
+        return await self._verb("mount", volume_id, work, wait_s=MOUNT_WAIT_S)
+
+    async def unmount(self, volume_id: model.VolumeId, holder: str) -> None:
+        """Let a holder go once; a busy mount is no error."""
+        await self._verb(
+            "unmount", volume_id, lambda volume: mounts.unmount(self.engine, volume, holder), wait_s=WAIT_S
+        )
+
+    async def snapshot(self, volume_id: model.VolumeId, wish: snapshots.Wish) -> model.Snapshot:
+        """Freeze a volume's present content."""
+
+        def work(volume: model.Volume) -> model.Snapshot:
+            return snapshots.create(self.engine, volume, wish)
+
+        return await self._relieved(lambda: self._verb("snapshot", volume_id, work, wait_s=API_WAIT_S, copies=True))
+
+    async def remove_snapshot(self, snapshot_id: model.SnapshotId) -> model.Snapshot:
+        """Destroy a snapshot."""
+
+        def work(volume: model.Volume) -> model.Snapshot:
+            snapshot = self.snapshot_row(snapshot_id)
+            if snapshot.key is not None and self._pins[snapshot.key]:
+                raise InUse(f"cannot remove snapshot {snapshot.shown_name} of volume {volume.name}: it is being copied")
+            return snapshots.remove(self.engine, volume, snapshot)
+
+        volume_id = self.snapshot_row(snapshot_id).volume_id
+        return await self._verb("remove-snapshot", volume_id, work, wait_s=API_WAIT_S)
+
+    async def revert(
+        self, volume_id: model.VolumeId, snapshot_id: model.SnapshotId
+    ) -> tuple[model.Volume, model.Snapshot]:
+        """Give a volume the content of a snapshot; returns the snapshot of what was displaced too."""
+
+        def work(volume: model.Volume) -> tuple[model.Volume, model.Snapshot]:
+            return snapshots.revert(self.engine, volume, self.snapshot_row(snapshot_id))
+
+        return await self._relieved(lambda: self._verb("revert", volume_id, work, wait_s=API_WAIT_S, copies=True))
+
+    async def set_snapshot(
+        self, snapshot_id: model.SnapshotId, *, name: str | None, description: str | None
+    ) -> model.Snapshot:
+        """Change the name or description of a snapshot."""
+
+        def work(volume: model.Volume) -> model.Snapshot:
+            snapshot = self.snapshot_row(snapshot_id)
+            return snapshots.set_properties(self.engine, volume, snapshot, name=name, description=description)
+
+        volume_id = self.snapshot_row(snapshot_id).volume_id
+        return await self._verb("set-snapshot", volume_id, work, wait_s=API_WAIT_S)
+
+    def snapshot_row(self, snapshot_id: model.SnapshotId) -> model.Snapshot:
+        """Return a snapshot or its tombstone. Raises NotFound. Reads the database: quick, but not in memory."""
+        snapshot = self.store.snapshot(snapshot_id)
+        if snapshot is None:
+            raise NotFound(f"there is no snapshot 1s{snapshot_id}")
+        return snapshot
+
+    async def reconcile(self) -> None:
+        """Compare holders with the kernel's mount tables, one look for all and then a volume at a time.
+
+        A volume that a verb works on is passed over: the next round comes.
+        """
+        used = await self.in_thread(mounts.used_keys, self.engine)
+        attached = await self.in_thread(mounts.attached_keys, self.engine)
+        concerned = {mount.volume_id for mount in self.store.all_mounts()}
+        concerned |= {volume.id for volume in self.store.volumes() if volume.key in attached}
+        for volume_id in sorted(concerned):
+            if not self._locks.is_held(volume_id):
+                await self._quietly("reconcile", volume_id, lambda volume: self._reconcile_one(volume, used))
+
+    async def open_pools(self) -> None:
+        """Try the pools that are unavailable again."""
+        if any(pool.driver is None and pool.spec is not None for pool in self.engine.pools):
+            await self.in_thread(recovery.open_pools, self.engine)
+
+    async def in_thread(self, function: Callable[..., _T], *arguments: object, is_long: bool = False) -> _T:
+        """Run something that blocks."""
+        executor = self._long if is_long else self._quick
+        future = executor.submit(function, *arguments)
+        self._running.add(future)
+        future.add_done_callback(self._running.discard)
+        return await asyncio.wrap_future(future)
+
+    def usage(self, volume: model.Volume) -> Usage | None:
+        """Return the usage of a volume from memory, and have it asked again if it is old; None: not known yet."""
+        known = self._usages.get(volume.id)
+        if known is None or time.monotonic() - known[0] > USAGE_AGE_S:
+            self._usages[volume.id] = (time.monotonic(), known[1] if known else _UNKNOWN)
+            self._spawn(self.fresh_usage(volume))
+        return self._usages[volume.id][1]
+
+    async def fresh_usage(self, volume: model.Volume) -> Usage:
+        """Ask the driver for the usage of a volume; nothing is known of one whose pool is unavailable."""
+        try:
+            usage = await self.in_thread(_usage, self.engine, volume)
+        except (Error, OSError):  # an unavailable pool: its health says so elsewhere
+            usage = _UNKNOWN
+        self._usages[volume.id] = (time.monotonic(), usage)
+        return usage
+
+    def forget_usages(self) -> None:
+        """Drop the usages of volumes that are gone."""
+        for volume_id in [each for each in self._usages if self.store.volume(each) is None]:
+            del self._usages[volume_id]
+
+    async def _create(self, request: creation.Request, begun: list[model.Volume], wait_s: float) -> model.Volume:
+        what = f"cannot create volume {request.name}"
+        source = request.options.source
+        volume_id = model.VolumeId(self.store.reserve_id("volumes"))
+        async with AsyncExitStack() as stack:
+            await stack.enter_async_context(
+                self._locks.hold(("name", request.name), "create", what=what, wait_s=wait_s)
+            )
+            await stack.enter_async_context(self._locks.hold(volume_id, "create", what=what, wait_s=wait_s))
+            origin = self.store.volume_named(source.volume) if isinstance(source, names.Source) else None
+            if origin is None:
+                work = functools.partial(volumes.create, self.engine, request, volume_id, begun=begun.append)
+                return await self._timed("create", request.name, self.in_thread(work))
+            return await self._timed("clone", request.name, self._clone(request, begun, volume_id, origin, wait_s))
+
+    async def _clone(
+        self,
+        request: creation.Request,
+        begun: list[model.Volume],
+        volume_id: model.VolumeId,
+        origin: model.Volume,
+        wait_s: float,
+    ) -> model.Volume:
+        """Clone under the source's lock where that is quick, else under a pin if the source cannot change."""
+        what = f"cannot clone volume {origin.name}"
+        async with AsyncExitStack() as stack:
+            await stack.enter_async_context(self._locks.hold(origin.id, "clone", what=what, wait_s=wait_s))
+            plan = await self.in_thread(volumes.begin_create, self.engine, request, volume_id)
+            if isinstance(plan, model.Volume):
+                return plan
+            begun.append(plan.volume)
+            is_long = self._is_long(origin)
+            assert plan.tree.source is not None, "a clone has a source"
+            self._pins[plan.tree.source] += 1
+            try:
+                if is_long and plan.tree.source != origin.key:
+                    await stack.aclose()
+                return await self.in_thread(volumes.finish_create, self.engine, plan, is_long=is_long)
+            finally:
+                self._pins[plan.tree.source] -= 1
+
+    async def _verb(
+        self,
+        verb: str,
+        volume_id: model.VolumeId,
+        work: Callable[[model.Volume], _T],
+        *,
+        wait_s: float,
+        also: tuple[str, str] | None = None,
+        copies: bool = False,
+    ) -> _T:
+        async def locked() -> _T:
+            name = self.row(volume_id).name
+            what = f"cannot {verb} volume {name}"
+            async with AsyncExitStack() as stack:
+                for lock in filter(None, (also, volume_id)):
+                    await stack.enter_async_context(self._locks.hold(lock, verb, what=what, wait_s=wait_s))
+                volume = self.row(volume_id)
+                is_long = copies and self._is_long(volume)
+                return await self._timed(verb, name, self.in_thread(work, volume, is_long=is_long))
+
+        return await asyncio.shield(self._spawn(locked()))
+
+    async def _quietly(self, verb: str, volume_id: model.VolumeId, work: Callable[[model.Volume], object]) -> None:
+        try:
+            await self._verb(verb, volume_id, work, wait_s=0)
+        except (Error, OSError) as err:
+            _log.warning("verb=%s volume=1v%d result=%s", verb, volume_id, err)
+
+    def _reconcile_one(self, volume: model.Volume, used: frozenset[str]) -> None:
+        mounts.reconcile(self.engine, [volume], used)
+
+    async def expire(self, volume_id: model.VolumeId) -> None:
+        """Destroy a trashed volume whose time has come, or for its space; what fails is tried again."""
+        await self._quietly("expire", volume_id, lambda volume: self._unpinned(volume, trash.purge))
+
+    async def expire_snapshot(self, snapshot: model.Snapshot) -> None:
+        """Destroy a snapshot whose time has come."""
+        try:
+            await self.remove_snapshot(snapshot.id)
+        except Error as err:
+            _log.warning("verb=expire snapshot=1s%d result=%s", snapshot.id, err)
+
+    async def relieve(self, pool_id: model.PoolId) -> None:
+        """Destroy trashed volumes of a pool in order until the reserve is free again (D4)."""
+        pool = self.engine.pools.get(pool_id)
+        for volume in await self.in_thread(space.trash_in_order, self.engine, pool):
+            if not await self.in_thread(space.is_short, self.engine, pool):
+                return
+            _log.warning("verb=relieve pool=%s volume=%s result=destroyed for space", pool.row.name, volume.name)
+            await self.expire(volume.id)
+
+    async def _relieved(self, attempt: Callable[[], Awaitable[_T]]) -> _T:
+        try:
+            return await attempt()
+        except space.Shortage as err:
+            await self.relieve(err.pool_id)
+        return await attempt()
+
+    def _unpinned(self, volume: model.Volume, work: Callable[[Engine, model.Volume], model.Volume]) -> model.Volume:
+        keys = {volume.key, *(snapshot.key for snapshot in self.store.snapshots(volume.id))}
+        if any(self._pins[key] for key in keys if key is not None):
+            raise InUse(f"cannot remove volume {volume.name}: it is being copied")
+        return work(self.engine, volume)
+
+    def _is_long(self, volume: model.Volume) -> bool:
+        driver = self.engine.pools.get(volume.pool_id).driver
+        return driver is not None and Capability.COW not in driver.capabilities
+
+    async def _timed(self, verb: str, name: str, work: Awaitable[_T]) -> _T:
+        begun_s = time.monotonic()
+        try:
+            result = await work
+        except BaseException as err:
+            _log.info("verb=%s volume=%s ms=%.1f result=%s", verb, name, (time.monotonic() - begun_s) * 1e3, err)
+            raise
+        _log.info("verb=%s volume=%s ms=%.1f result=ok", verb, name, (time.monotonic() - begun_s) * 1e3)
+        return result
+
+    def _spawn(self, work: Awaitable[_T]) -> "asyncio.Task[_T]":
+        task: asyncio.Task[_T] = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+
+_UNKNOWN: Final = Usage(None, None, None)
+
+
+def _usage(engine: Engine, volume: model.Volume) -> Usage:
+    return engine.pools.driver(volume.pool_id).usage(volume.tree)
+
+
+def _sees(pid: int, path: Path) -> bool:
+    """Tell whether a process sees the same directory at a path as we do; yes if it has gone."""
+    here = os.stat(path)
+    try:
+        there = os.stat(f"/proc/{pid}/root{path}")
+    except FileNotFoundError:
+        return not os.path.exists(f"/proc/{pid}/ns/mnt")
+    except (PermissionError, ProcessLookupError):
+        return True
+    return (here.st_dev, here.st_ino) == (there.st_dev, there.st_ino)
+
+
+def _note_end(task: "asyncio.Task[model.Volume]") -> None:
+    if not task.cancelled() and task.exception() is not None:
+        _log.warning("verb=create result=%s (after it was answered)", task.exception())

@@ -1,0 +1,89 @@
+"""What the daemon does on its own: copies of the catalogue, tidying, expiry, shortage, reconciliation."""
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+from voldriverd.engine import catalogue, upkeep
+from voldriverd.errors import Error
+from voldriverd.service import Service
+
+_log = logging.getLogger(__name__)
+
+CATALOGUE_S: Final = 1.0
+"""How far a pool's copy of the catalogue may be behind (D12)."""
+TIDY_S: Final = 5.0
+"""How long a new tree may be unsettled and a removed one keep its row: one sync per pool serves all of them."""
+
+
+class Worker:
+    """Three loops on the event loop; each passes over what fails and comes back to it."""
+
+    def __init__(self, service: Service, *, reconcile_interval_s: float) -> None:
+        """Do nothing until `start`."""
+        self._service = service
+        self._catalogue = catalogue.Catalogue(service.engine)
+        self._reconcile_interval_s = reconcile_interval_s
+        self._tasks: list[asyncio.Task[None]] = []
+
+    def start(self) -> None:
+        """Begin the loops."""
+        loops = (
+            (CATALOGUE_S, self._save),
+            (CATALOGUE_S, self._collect),
+            (TIDY_S, self._tidy),
+            (self._reconcile_interval_s, self._reconcile),
+        )
+        self._tasks = [asyncio.create_task(self._repeat(pause_s, work)) for pause_s, work in loops]
+
+    async def stop(self) -> None:
+        """End the loops; what runs in a thread goes on, and `Service.stop` waits for it."""
+        for task in self._tasks:
+            task.cancel()
+        for task in self._tasks:
+            with contextlib.suppress(asyncio.CancelledError):  # it is what we asked for
+                await task
+
+    def save(self) -> None:
+        """Bring the copies of the catalogue up to date, once the verbs have ended; blocks."""
+        self._catalogue.save()
+
+    async def _repeat(self, pause_s: float, work: Callable[[], Awaitable[None]]) -> None:
+        while True:
+            begun_s = time.monotonic()
+            try:
+                await work()
+            except (Error, OSError) as err:
+                _log.warning("verb=upkeep result=%s", err)
+            except Exception:  # our own bug in one round must not end trash, reconciliation and catalogue for good
+                _log.exception("verb=upkeep result=internal error")
+            await asyncio.sleep(max(0.05, pause_s - (time.monotonic() - begun_s)))
+
+    async def _save(self) -> None:
+        await self._service.in_thread(self._catalogue.save)
+
+    async def _collect(self) -> None:
+        """Remove trees soon after they lost their pointer: their space is wanted."""
+        wake = self._service.engine.garbage.wake
+        if wake.is_set():
+            wake.clear()
+            await self._service.in_thread(upkeep.collect, self._service.engine, is_long=True)
+
+    async def _tidy(self) -> None:
+        service, engine = self._service, self._service.engine
+        await service.in_thread(upkeep.tidy, engine, is_long=True)
+        for volume in await service.in_thread(upkeep.expired_volumes, engine):
+            await service.expire(volume.id)
+        for snapshot in await service.in_thread(upkeep.expired_snapshots, engine):
+            await service.expire_snapshot(snapshot)
+        for pool in await service.in_thread(upkeep.short_pools, engine):
+            await service.relieve(pool.row.id)
+        engine.store.keep_ballast()
+        service.forget_usages()
+
+    async def _reconcile(self) -> None:
+        await self._service.open_pools()
+        await self._service.reconcile()

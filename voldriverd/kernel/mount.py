@@ -11,6 +11,7 @@ from typing import Final
 MS_RDONLY: Final = 1
 MS_NOSUID: Final = 2
 MS_NODEV: Final = 4
+MS_NOEXEC: Final = 8
 MS_REMOUNT: Final = 32
 MS_BIND: Final = 4096
 """linux/mount.h"""
@@ -60,8 +61,13 @@ def bind(source: Path, target: Path, *, read_only: bool) -> None:
 
 
 def set_read_only(target: Path, *, read_only: bool) -> None:
-    """Forbid or allow writing through this mount, not to its file system. Raises OSError (EBUSY: it is written to)."""
-    mount("none", target, flags=MS_BIND | MS_REMOUNT | (MS_RDONLY if read_only else 0))
+    """Make one mount read-only or writable, not its file system nor other mounts of it.
+
+    Raises OSError (EBUSY: something is open for writing through it; EINVAL: not a mount point).
+    Without atime flags mount(2) keeps those it has; the others must be repeated.
+    """
+    kept = os.statvfs(target).f_flag & (MS_NOSUID | MS_NODEV | MS_NOEXEC)
+    mount("none", target, flags=MS_BIND | MS_REMOUNT | kept | (MS_RDONLY if read_only else 0))
 
 
 def unmount(target: Path) -> None:

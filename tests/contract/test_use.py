@@ -19,12 +19,14 @@ pytestmark = pytest.mark.root
 def _holder(source: Path, place: Path) -> Iterator[int]:
     """Run a process that has `source` mounted at `place` in a mount namespace of its own; yields its pid."""
     place.mkdir(exist_ok=True)
-    script = 'mount --bind "$0" "$1" && umount "$0" && echo ready && exec cat'
+    script = 'mount --bind "$0" "$1" && umount "$0" && exec cat'
     argv = ["unshare", "-m", "sh", "-c", script, str(source), str(place)]
     with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         assert process.stdin is not None
         assert process.stdout is not None
-        assert process.stdout.readline() == b"ready\n"
+        process.stdin.write(b"ready\n")
+        process.stdin.flush()
+        assert process.stdout.readline() == b"ready\n"  # cat answers, no longer the shell
         try:
             yield process.pid
         finally:

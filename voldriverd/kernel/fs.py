@@ -4,7 +4,9 @@ Durable means: fsync the file, rename, fsync the directory. That order stands he
 """
 
 import ctypes
+import errno
 import os
+import tempfile
 from pathlib import Path
 from typing import Final
 
@@ -12,6 +14,7 @@ from voldriverd.kernel import ioctl
 
 FS_IOC_GETFLAGS: Final = ioctl.ior(ord("f"), 1, 8)
 FS_IOC_SETFLAGS: Final = ioctl.iow(ord("f"), 2, 8)
+FS_COMPR_FL: Final = 0x4
 FS_IMMUTABLE_FL: Final = 0x10
 FS_APPEND_FL: Final = 0x20
 FS_NOCOW_FL: Final = 0x800000
@@ -100,6 +103,18 @@ def reflink(source_fd: int, target_fd: int) -> None:
     ioctl.call(target_fd, FICLONE, source_fd)
 
 
+def has_reflinks(directory: Path) -> bool:
+    """Try `reflink` with two nameless files, empty ones, because the file system may be full. Raises OSError."""
+    with tempfile.TemporaryFile(dir=directory) as one, tempfile.TemporaryFile(dir=directory) as other:
+        try:
+            reflink(one.fileno(), other.fileno())
+        except OSError as err:
+            if err.errno in {errno.EOPNOTSUPP, errno.ENOTTY, errno.EINVAL, errno.EXDEV}:
+                return False
+            raise
+    return True
+
+
 def get_flags(fd: int) -> int:
     """Return the inode flags (ioctl_iflags(2)). Raises OSError (ENOTTY: the file system has none)."""
     value = ctypes.c_uint64(0)
@@ -120,6 +135,12 @@ def allocate(fd: int, size_bytes: int) -> None:
     if _libc.fallocate(fd, 0, 0, size_bytes) < 0:
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number))
+
+
+def umask() -> int:
+    """Return the umask of this process without changing it for the other threads (proc_pid_status(5))."""
+    lines = Path("/proc/self/status").read_text(errors="replace").splitlines()
+    return int(next(line for line in lines if line.startswith("Umask:")).split()[1], 8)
 
 
 def capacity(path: Path) -> tuple[int, int]:

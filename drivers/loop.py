@@ -1,0 +1,373 @@
+"""Trees as image files with a file system inside, each mounted through a loop device of its own.
+
+    <root>/trees/<key>          the image: mode 0600, or 0400 for a read-only tree; no-CoW on btrfs
+    <root>/trees/.part.<key>…   one being made; swept by `open`
+    <mounts>/<key>              the directory `data` of its file system, bind-mounted
+    <mounts>/.<key>-…           the whole file system, for as long as that is arranged; swept by `open`
+
+A *thick* image has all its space reserved and is marked with an extended attribute, which clones
+inherit. Neither kind is mounted with `discard`: a thick one would lose its reservation, and for a
+sparse one each deletion would punch holes into the image while somebody waits; `fstrim` on a timer
+costs less and does the same.
+
+A read-only tree is never mounted for writing, but the loop device below it is writable: a clone
+made under a writer has a journal to replay, which happens when it is first mounted.
+"""
+
+import errno
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Final
+
+from voldriverd.driver import Capability, Change, Key, TreeOptions, Usage, User
+from voldriverd.errors import Exists, InUse, Invalid, NotFound, Unsupported, Unusable
+from voldriverd.kernel import content, fs, image, loop, mount, run
+
+SIZE_MAX_BYTES: Final = 15 << 40
+"""A file on ext4 ends one block below 16 TiB."""
+DEFAULT_SIZE_BYTES: Final = 10 << 30
+
+_PART: Final = ".part."
+_CLEAR_TIMEOUT_S: Final = 2.0
+"""For whoever looks at a loop device after its last umount, such as udev: some 10 ms each."""
+
+
+class Loop:
+    """The loop driver; `capabilities` holds from `open` on."""
+
+    options: frozenset[str] = frozenset({"size", "thick", "fs", "uid", "gid", "mode"})
+
+    def __init__(self, root: Path, mounts: Path, *, default_size_bytes: int = DEFAULT_SIZE_BYTES) -> None:
+        self.capabilities = Capability.SIZE
+        self._trees = root / "trees"
+        self._mounts = mounts.resolve()  # as the mount table has it
+        self._default_size_bytes = default_size_bytes
+
+    def open(self) -> None:
+        """Make the directory of images, sweep, and find out whether the pool has reflinks."""
+        pool = self._trees.parent
+        if not pool.is_dir():
+            raise Unusable(f"cannot open pool {pool}: there is no such directory")
+        missing = _missing("ext4")
+        if missing:
+            raise Unusable(f"cannot open pool {pool}: {missing}")
+        fs.make_directory(self._trees, mode=0o700)
+        self._sweep_parts()
+        self._sweep_stages()
+        self._set_nocow()
+        if fs.has_reflinks(self._trees):
+            self.capabilities = Capability.SIZE | Capability.COW | Capability.INSTANT
+
+    def complete(self, options: TreeOptions) -> TreeOptions:
+        """Fill in fs and size, which is rounded up to a block."""
+        if options.nocow or options.compression is not None:
+            name = "nocow" if options.nocow else "compression"
+            raise Unsupported(f"cannot use option {name}: the loop driver has none of that name, the btrfs driver has")
+        fs_type = options.fs or "ext4"
+        if fs_type not in image.FORMATS:
+            raise Invalid(f"cannot use fs {fs_type!r}: valid are {', '.join(image.FORMATS)}", field="fs")
+        missing = _missing(fs_type)
+        if missing:
+            raise Unsupported(f"cannot use fs {fs_type}: {missing}")
+        size_bytes = _rounded(self._default_size_bytes if options.size_bytes is None else options.size_bytes)
+        minimum_bytes = image.FORMATS[fs_type].minimum_bytes
+        if size_bytes < minimum_bytes:
+            cause = f"the smallest {fs_type} volume has {_mib(minimum_bytes)}"
+            raise Invalid(f"cannot use size {_mib(size_bytes)}: {cause}", field="size")
+        _check_maximum(size_bytes)
+        return replace(options, fs=fs_type, size_bytes=size_bytes)
+
+    def create(self, key: Key, options: TreeOptions) -> None:
+        """Make an image and the file system in it. Raises also Unusable: no space for a thick one."""
+        if (self._trees / key).exists():
+            raise Exists(f"cannot create tree {key}: it exists already")
+        assert options.fs is not None
+        assert options.size_bytes is not None
+        if options.thick:
+            self._check_space(f"create tree {key}", options.size_bytes)
+        top = image.Top(options.uid or 0, options.gid or 0, 0o755 if options.mode is None else options.mode)
+        with self._part(key) as (fd, part):
+            os.ftruncate(fd, options.size_bytes)
+            image.make(part, options.fs, top)
+            if options.thick:
+                image.make_thick(fd, options.size_bytes)
+
+    def clone(self, source: Key, target: Key, *, read_only: bool) -> None:
+        """Share the extents of an image where the pool has reflinks, else copy what is no hole.
+
+        What is mounted is flushed first, so that the clone is what a power cut would have left.
+
+        Raises also InUse (without reflinks: the source is mounted for writing) and Unusable: there is
+        not the space for a copy, or not for a thick tree. A thick clone shares extents with its source
+        as well, and what either overwrites needs new space once; a writable one therefore needs its
+        whole size free, a read-only one what its source has allocated. That is checked here and not
+        kept free.
+        """
+        origin = self._existing(source, "clone")
+        if (self._trees / target).exists():
+            raise Exists(f"cannot clone tree {source} to {target}: {target} exists already")
+        is_thick = image.is_thick(origin)
+        status = origin.stat()
+        needed_bytes = status.st_size if is_thick and not read_only else status.st_blocks * 512
+        if is_thick or Capability.COW not in self.capabilities:
+            self._check_space(f"clone tree {source} to {target}", needed_bytes)
+        self._flush(source, origin)
+        with origin.open("rb", buffering=0) as file, self._part(target) as (fd, _):
+            if Capability.COW in self.capabilities:
+                fs.reflink(file.fileno(), fd)
+            else:
+                content.Content().copy(file.fileno(), fd, status.st_size)
+            if is_thick:
+                image.make_thick(fd, 0 if read_only else status.st_size)
+            if read_only:
+                os.fchmod(fd, 0o400)
+
+    def remove(self, key: Key) -> None:
+        """Unlink the image, which no loop device has."""
+        path = self._trees / key
+        if not path.exists():
+            return
+        device = loop.attached(path)
+        if device is not None:
+            own = mount.at(self._mounts / key)
+            if own is not None and own.device == device.numbers:
+                raise InUse(f"cannot remove tree {key}: attached at {own.mount_point}")
+            users = self._users(key, device)
+            if users:
+                raise InUse(f"cannot remove tree {key}: {_named(users)}")
+            if not loop.wait_cleared(path, timeout_s=_CLEAR_TIMEOUT_S):
+                raise InUse(f"cannot remove tree {key}: {device.path} has it open")
+        path.unlink()
+
+    def attach(self, key: Key, *, read_only: bool) -> Path:
+        """Mount the file system aside and bind its directory to the mount point; the bind alone stays."""
+        path = self._existing(key, "attach")
+        target = self._mounts / key
+        read_only = read_only or _is_read_only(path)
+        entry = self._uncover(key, path)
+        if entry is None:
+            target.mkdir(0o700, exist_ok=True)
+            with self._staged(key) as place:
+                mount.bind(place / image.DATA, target, read_only=read_only)
+        elif read_only != ("ro" in entry.options.split(",")):
+            mount.set_read_only(target, read_only=read_only)
+        return target
+
+    def detach(self, key: Key) -> None:
+        """Unmount, and return when the loop device has gone too unless somebody else has it mounted."""
+        target = self._mounts / key
+        while mount.at(target):
+            fs.sync_file_system(target)
+            try:
+                mount.unmount(target)
+            except OSError as err:
+                if err.errno != errno.EBUSY:
+                    raise
+                raise InUse(f"cannot detach tree {key}: files in {target} are open") from err
+        path = self._trees / key
+        device = loop.attached(path) if path.exists() else None
+        if device is not None and not self._users(key, device):
+            loop.wait_cleared(path, timeout_s=_CLEAR_TIMEOUT_S)
+        _remove_mount_point(target)
+
+    def resize(self, key: Key, size_bytes: int) -> None:
+        """Grow the image, then its loop device, then its file system. Raises also Unusable: no space for a thick one.
+
+        Unsupported: ext4 that is mounted, without CAP_SYS_RESOURCE.
+        """
+        path = self._existing(key, "resize")
+        fs_type = image.type_of(path)
+        size_bytes = _rounded(size_bytes)
+        status = path.stat()
+        if size_bytes < status.st_size:
+            cause = f"it has {_mib(status.st_size)} already and can only grow"
+            raise Invalid(f"cannot resize tree {key} to {_mib(size_bytes)}: {cause}", field="size")
+        _check_maximum(size_bytes)
+        device = loop.attached(path)
+        if fs_type == "ext4" and image.is_ext4_grown(path, size_bytes):
+            return
+        if fs_type == "ext4" and device and not image.may_grow_mounted_ext4():
+            cause = "ext4 does not grow while mounted; unmount the volume first, or give the daemon CAP_SYS_RESOURCE"
+            raise Unsupported(f"cannot resize tree {key}: {cause}")
+        if image.is_thick(path):
+            self._check_space(f"resize tree {key}", size_bytes - status.st_blocks * 512)
+        image.lengthen(path, size_bytes)
+        if device is not None:
+            loop.refresh_capacity(device)
+        if fs_type == "ext4" and device is None:
+            image.grow_unmounted_ext4(path)
+            return
+        with self._staged(key) as place:
+            image.grow_mounted(place)
+
+    def trees(self) -> set[Key]:
+        """Return the names of the images."""
+        return {Key(name) for name in os.listdir(self._trees) if not name.startswith(".")}
+
+    def usage(self, key: Key) -> Usage:
+        """Return the space that the image occupies, also what it shares with clones; attached or not."""
+        status = self._existing(key, "look at").stat()
+        return Usage(used_bytes=status.st_blocks * 512, exclusive_bytes=None, limit_bytes=status.st_size)
+
+    def users(self, key: Key) -> list[User]:
+        """Return who has the image's loop device mounted."""
+        path = self._trees / key
+        device = loop.attached(path) if path.exists() else None
+        return self._users(key, device) if device else []
+
+    def changes(self, base: Key, key: Key) -> Iterator[Change] | None:  # noqa: ARG002 - the contract's signature
+        """Return None: images know of blocks, not of paths."""
+        return None
+
+    def sync(self) -> None:
+        """Write out the pool's file system."""
+        fs.sync_file_system(self._trees)
+
+    def _existing(self, key: Key, verb: str) -> Path:
+        path = self._trees / key
+        if not path.exists():
+            raise NotFound(f"cannot {verb} tree {key}: there is no such tree")
+        return path
+
+    def _check_space(self, what: str, needed_bytes: int) -> None:
+        _, free_bytes = fs.capacity(self._trees)
+        if needed_bytes > free_bytes:
+            raise Unusable(f"cannot {what}: it needs {_mib(needed_bytes)}, the pool has {_mib(free_bytes)} free")
+
+    @contextmanager
+    def _part(self, key: Key) -> Iterator[tuple[int, Path]]:
+        """Yield a new file; it is durable under its key after the block, and gone if that raised."""
+        part = self._trees / f"{_PART}{key}"
+        fd = os.open(part, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        try:
+            yield fd, part
+            os.fsync(fd)
+            fs.rename_durably(part, self._trees / key)
+        except BaseException:
+            part.unlink(missing_ok=True)
+            raise
+        finally:
+            os.close(fd)
+
+    @contextmanager
+    def _staged(self, key: Key) -> Iterator[Path]:
+        """Mount the whole file system of a tree aside for the block."""
+        path = self._trees / key
+        place = Path(tempfile.mkdtemp(dir=self._mounts, prefix=f".{key}-"))
+        try:
+            with image.mounted(path, place, read_only=_is_read_only(path)):
+                yield place
+        finally:
+            place.rmdir()
+
+    def _uncover(self, key: Key, path: Path) -> mount.Entry | None:
+        """Take off whatever hides the right mount; return that, or None if it is not there."""
+        target = self._mounts / key
+        while entry := mount.at(target):
+            if entry.root == f"/{image.DATA}" and loop.is_backed_by(entry.device, path):
+                return entry
+            try:
+                mount.unmount(target)
+            except OSError as err:
+                if err.errno != errno.EBUSY:
+                    raise
+                cause = f"a mount of {entry.source} at {target} is in its way and in use"
+                raise InUse(f"cannot attach tree {key}: {cause}") from err
+        return None
+
+    def _flush(self, key: Key, path: Path) -> None:
+        """Make everything that was written to a tree so far part of its image."""
+        device = loop.attached(path)
+        if device is None:
+            return
+        if Capability.INSTANT not in self.capabilities:
+            for pid, entry in mount.everywhere():
+                if entry.device == device.numbers and "rw" in entry.options.split(","):
+                    cause = f"mounted for writing by {mount.process_name(pid)} ({pid}) at {entry.mount_point}"
+                    raise InUse(f"cannot clone tree {key}: {cause}, and the pool has no reflinks")
+        with self._staged(key) as place:
+            fs.sync_file_system(place)
+
+    def _users(self, key: Key, device: loop.Device) -> list[User]:
+        stages = f"{self._mounts}/.{key}-"
+        return [
+            User(pid, mount.process_name(pid), entry.mount_point)
+            for pid, entry in mount.elsewhere(device.numbers, "/", own=self._mounts / key)
+            if not entry.mount_point.startswith(stages)
+        ]
+
+    def _sweep_parts(self) -> None:
+        for name in os.listdir(self._trees):
+            path = self._trees / name
+            if not name.startswith(_PART):
+                continue
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
+
+    def _sweep_stages(self) -> None:
+        """Unmount what a crash left mounted aside; one in use, say by a shell in it, waits for the next time."""
+        for place in self._mounts.glob(".*-*"):
+            path = self._trees / place.name[1:].rpartition("-")[0]
+            if not path.exists():
+                continue  # of another pool
+            entry = mount.at(place)
+            try:
+                if entry is not None and loop.is_backed_by(entry.device, path):
+                    mount.unmount(place)
+                place.rmdir()
+            except OSError as err:
+                if err.errno != errno.EBUSY:
+                    raise
+
+    def _set_nocow(self) -> None:
+        """Let images be made without checksums and copies on write on btrfs, which direct I/O needs."""
+        if fs.magic(self._trees) != fs.BTRFS_MAGIC or os.listdir(self._trees):
+            return  # files that exist cannot change any more
+        fd = os.open(self._trees, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            fs.set_flags(fd, fs.get_flags(fd) & ~fs.FS_COMPR_FL | fs.FS_NOCOW_FL)
+        finally:
+            os.close(fd)
+
+
+def _missing(fs_type: str) -> str | None:
+    """Return what is missing to make and grow such file systems, None if nothing is."""
+    tools = run.missing(image.FORMATS[fs_type].tools)
+    return f"{tools[0]} is not installed (Debian package {image.FORMATS[fs_type].package})" if tools else None
+
+
+def _is_read_only(path: Path) -> bool:
+    return not path.stat().st_mode & 0o200
+
+
+def _remove_mount_point(target: Path) -> None:
+    try:
+        target.rmdir()
+    except OSError as err:
+        if err.errno not in {errno.ENOENT, errno.ENOTEMPTY}:  # somebody wrote into it while nothing was mounted
+            raise
+
+
+def _check_maximum(size_bytes: int) -> None:
+    if size_bytes > SIZE_MAX_BYTES:
+        cause = f"the largest volume of the loop driver has {_mib(SIZE_MAX_BYTES)}"
+        raise Invalid(f"cannot use size {_mib(size_bytes)}: {cause}", field="size")
+
+
+def _rounded(size_bytes: int) -> int:
+    return -(-size_bytes // loop.BLOCK_BYTES) * loop.BLOCK_BYTES
+
+
+def _mib(size_bytes: int) -> str:
+    return f"{size_bytes / (1 << 20):,.1f} MiB".replace(".0 ", " ")
+
+
+def _named(users: list[User]) -> str:
+    return "; ".join(f"mounted by {user.process} ({user.pid}) at {user.mount_point}" for user in users)

@@ -8,6 +8,7 @@ A commit takes a function, so that a vital one (unmount, remove, purge) can be t
 ballast was given up on a full disk.
 """
 
+import os
 import sqlite3
 import threading
 from collections.abc import Callable, Iterator
@@ -40,11 +41,12 @@ class Store:
         self._read_lock = threading.Lock()
         self._records: list[model.Volume | model.Snapshot] = []
         try:
+            os.close(os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))  # journals get the same mode
             self._connection = self._connect()
             self._prepare()
             self._reader = self._connect()
             self._load()
-        except sqlite3.Error as err:
+        except (sqlite3.Error, OSError) as err:
             raise Unusable(f"cannot open database {self._path}: {err}") from err
         self._ballast.keep()
 
@@ -207,7 +209,6 @@ class Store:
             )
         if found == 0:
             self._connection.executescript(f"BEGIN; {schema.SCHEMA} PRAGMA user_version = {schema.VERSION}; COMMIT;")
-        self._path.chmod(0o600)
 
     def _load(self) -> None:
         self._volumes = {

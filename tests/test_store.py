@@ -13,7 +13,8 @@ from voldriverd.driver import Key, TreeOptions
 from voldriverd.errors import Exists, Unusable
 from voldriverd.kernel import mount
 from voldriverd.model import SnapshotState, VolumeState
-from voldriverd.store import Write, schema
+from voldriverd.store import schema
+from voldriverd.store.write import Write
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 POOL = model.Pool(model.PoolId(1), "pool-uuid", "fast", "btrfs", "/srv/fast")
@@ -218,7 +219,7 @@ def test_a_look_up_never_misses_a_volume_that_is_being_changed(database: store.S
 
     reader = threading.Thread(target=look)
     reader.start()
-    for number in range(300):
+    for number in range(60):
         changed = volume(1, "db", content=number)
         database.commit(lambda write, changed=changed: write.put_volume(changed))  # type: ignore[misc]
     ended.set()

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from tests.scratch import Scratch
+from voldriverd.kernel import btrfs as kernel_btrfs
 from voldriverd.kernel import fs, mount, run, tree
 
 pytestmark = pytest.mark.root
@@ -127,7 +128,7 @@ def test_down_refuses_a_mount_of_the_same_file_system_and_names_its_path(place: 
 def test_down_enters_a_nested_subvolume(btrfs: Path) -> None:
     run.run(["btrfs", "subvolume", "create", str(btrfs / "sub")])
     with tree.Cursor(btrfs) as cursor:
-        assert cursor.down("sub").st_ino == tree.BTRFS_FIRST_FREE_OBJECTID
+        assert cursor.down("sub").st_ino == kernel_btrfs.BTRFS_FIRST_FREE_OBJECTID
         assert cursor.up() == "sub"
 
 

@@ -20,7 +20,10 @@ FS_DIRSYNC_FL: Final = 0x10000
 """linux/fs.h"""
 
 STORAGE_FLAGS: Final = FS_COMPR_FL | FS_NOCOMP_FL | fs.FS_NOCOW_FL
-"""How content is stored: a file needs them before it has any, and a directory hands them down."""
+"""How content is stored: a file needs them before it has any, a directory hands them down to what is made in it.
+
+To be set before the extended attributes: on btrfs one of those names the kind of compression.
+"""
 OTHER_FLAGS: Final = FS_SYNC_FL | fs.FS_IMMUTABLE_FL | fs.FS_APPEND_FL | FS_NODUMP_FL | FS_NOATIME_FL | FS_DIRSYNC_FL
 
 Xattrs = list[tuple[str, bytes]]

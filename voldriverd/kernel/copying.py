@@ -84,8 +84,10 @@ class _Copy:
         status = os.fstat(self._source.fd)
         try:
             self._expect_unchanged(status, level.changed_ns)
+            flags = attributes.read_flags(self._source.fd)
+            attributes.add_flags(self._target.fd, flags & attributes.STORAGE_FLAGS)
             attributes.write(self._target.fd, status, attributes.read_xattrs(self._source.fd))
-            attributes.add_flags(self._target.fd, attributes.read_flags(self._source.fd))
+            attributes.add_flags(self._target.fd, flags & attributes.OTHER_FLAGS)
         except OSError as err:
             raise self._source.error(err) from err
 

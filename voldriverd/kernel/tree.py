@@ -19,7 +19,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
-from voldriverd.kernel import fs, ioctl
+from voldriverd.kernel import btrfs, fs
 
 SYS_OPENAT2: Final = 437
 """asm-generic/unistd.h; the same on every architecture."""
@@ -28,13 +28,6 @@ RESOLVE_NO_MAGICLINKS: Final = 0x02
 RESOLVE_NO_SYMLINKS: Final = 0x04
 RESOLVE_BENEATH: Final = 0x08
 """linux/openat2.h"""
-
-BTRFS_FIRST_FREE_OBJECTID: Final = 256
-"""linux/btrfs_tree.h: the inode number of every subvolume's root."""
-BTRFS_IOC_SUBVOL_GETFLAGS: Final = ioctl.ior(0x94, 25, 8)
-BTRFS_IOC_SUBVOL_SETFLAGS: Final = ioctl.iow(0x94, 26, 8)
-BTRFS_SUBVOL_RDONLY: Final = 2
-"""linux/btrfs.h"""
 
 LOOK: Final = os.O_PATH | os.O_NOFOLLOW
 READ: Final = os.O_RDONLY | os.O_NOATIME | os.O_CLOEXEC
@@ -180,22 +173,19 @@ def _enter(cursor: Cursor, name: str) -> bool:
         status = cursor.down(name)
     except FileNotFoundError:
         return False
-    if status.st_ino == BTRFS_FIRST_FREE_OBJECTID:
+    if status.st_ino == btrfs.BTRFS_FIRST_FREE_OBJECTID:
         _make_writable(cursor.fd)
     return True
 
 
 def _make_writable(fd: int) -> None:
     """Clear the read-only flag of a subvolume; anything else is left alone."""
-    flags = ctypes.c_uint64()
     try:
-        ioctl.call(fd, BTRFS_IOC_SUBVOL_GETFLAGS, flags)
+        if btrfs.is_read_only(fd):
+            btrfs.set_read_only(fd, read_only=False)
     except OSError as err:
-        if err.errno in {errno.ENOTTY, errno.EINVAL}:
-            return
-        raise
-    if flags.value & BTRFS_SUBVOL_RDONLY:
-        ioctl.call(fd, BTRFS_IOC_SUBVOL_SETFLAGS, ctypes.c_uint64(flags.value & ~BTRFS_SUBVOL_RDONLY))
+        if err.errno not in {errno.ENOTTY, errno.EINVAL}:  # another file system, or a placeholder of a subvolume
+            raise
 
 
 def _empty(cursor: Cursor) -> list[str]:

@@ -2,9 +2,12 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Final
 
+from drivers.btrfs import Btrfs
+from drivers.loop import Loop
 from voldriverd.driver import Driver
 
 
@@ -20,4 +23,10 @@ class Kind:
     """Prepares a new pool's root, which is empty and 0700."""
 
 
-KINDS: Final[tuple[Kind, ...]] = ()
+KINDS: Final[tuple[Kind, ...]] = (
+    Kind("btrfs", "btrfs", Btrfs),
+    Kind("btrfs-quota", "btrfs", partial(Btrfs, quota="simple")),
+    Kind("loop-btrfs", "btrfs", Loop),
+    Kind("loop-xfs", "xfs", Loop),
+    Kind("loop-ext4", "ext4", Loop),
+)

@@ -1,0 +1,361 @@
+"""Trees as subvolumes of btrfs.
+
+    <pool>/trees/<key>          one subvolume for each tree
+    <pool>/trees/.part-<key>    one that is being made or removed in more than one step; `open` sweeps it
+
+A key can hold no `-`, so no part is ever taken for a tree. Most calls are one ioctl: a subvolume
+without options is made under its key at once, a snapshot takes its read-only flag and its limit in
+the call that makes it, and a removal is one step unless a container has made subvolumes inside.
+
+*Nested subvolumes.* A snapshot does not descend into them, so a clone of a tree that has some takes
+them along one by one (each for itself is one instant, all together are not) and is renamed to its
+key when it is complete. Only there a read-only flag is set afterwards: nobody can have opened what
+lies under a part's name in a closed directory.
+
+*Sizes* are limits of quota groups. With simple quotas a group counts what its tree wrote itself,
+for as long as any clone of it holds that. A clone's group therefore begins at nothing and may write
+the whole size again; how much the clone was born with is stored beside its limit, and `usage`
+adds the two.
+
+*Durability.* A snapshot commits itself; fsync(2) of `trees` commits what was made or removed in it.
+`detach` flushes nothing: the file system under a tree stays mounted, and syncfs(2) would wait for
+what all other trees have dirty. What programs did not fsync is written within 30 s, as always.
+"""
+
+import errno
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+from voldriverd.driver import Capability, Change, Key, TreeOptions, Usage, User
+from voldriverd.errors import Exists, InUse, Invalid, NotFound, Unsupported, Unusable
+from voldriverd.kernel import btrfs, fs, mount, nested, process, qgroup
+from voldriverd.kernel.qgroup import Mode
+
+SIZE_MIN_BYTES: Final = 1 << 20
+"""An empty tree is charged 16 KiB; what is smaller than this is a mistake in the unit."""
+
+COMPRESSIONS: Final = ("zstd", "zlib", "lzo")
+
+_PART: Final = ".part-"
+_MODE: Final = 0o755
+_UMASK: Final = 0o777 & ~_MODE
+
+
+class Btrfs:
+    """Keeps the contract of voldriverd.driver in one directory of a btrfs; `quota` is the pool's configured mode."""
+
+    def __init__(self, root: Path, mounts: Path, *, quota: str = "off") -> None:
+        self._root = root
+        self._trees = root / "trees"
+        self._mounts = mounts
+        self._quota = Mode(quota)
+        self._file_system_id = ""
+        self._makes_right_mode = False
+        has_size = self._quota is not Mode.OFF
+        self.capabilities = Capability.COW | Capability.INSTANT | (Capability.SIZE if has_size else Capability.NONE)
+        self.options = frozenset({"uid", "gid", "mode", "nocow", "compression"} | ({"size"} if has_size else set()))
+
+    def open(self) -> None:
+        """Check the file system, turn its quotas on if they are configured, sweep; nobody may work in the pool yet."""
+        if fs.magic(self._root) != fs.BTRFS_MAGIC:
+            found = mount.containing(self._root).fs_type
+            raise Unusable(f"cannot open pool {self._root}: it is on {found}, and the btrfs driver needs btrfs")
+        fs.make_directory(self._trees, mode=0o700)
+        self._makes_right_mode = fs.umask() == _UMASK
+        with btrfs.opened(self._trees) as trees:
+            self._file_system_id = btrfs.file_system_id(trees)
+            self._enable_quota(trees)
+            for name in os.listdir(trees):
+                if name.startswith(_PART):
+                    nested.destroy(trees, name)
+
+    def complete(self, options: TreeOptions) -> TreeOptions:
+        """Check the options; there are no defaults to fill in."""
+        if options.thick:
+            raise Unsupported("cannot honour thick: btrfs reserves no space for a tree; the loop driver does")
+        if options.fs is not None:
+            raise Unsupported(f"cannot honour fs={options.fs}: a btrfs tree has no file system of its own; loop has")
+        if options.size_bytes is not None:
+            self._check_size("honour", options.size_bytes)
+        if options.compression is not None and options.compression not in COMPRESSIONS:
+            choices = ", ".join(COMPRESSIONS)
+            message = f"cannot honour compression={options.compression}: btrfs has {choices}"
+            raise Invalid(message, field="compression")
+        if options.nocow and options.compression is not None:
+            raise Invalid("cannot honour nocow with compression: btrfs compresses only what it copies", field="nocow")
+        return options
+
+    def create(self, key: Key, options: TreeOptions) -> None:
+        """Make a subvolume; it is not committed."""
+        limit = None if options.size_bytes is None else qgroup.limit(size_bytes=options.size_bytes)
+        with btrfs.opened(self._trees) as trees:
+            self._check_absent("create", key)
+            if self._makes_right_mode and _is_plain(options):
+                btrfs.create(trees, key, limit=limit)
+                return
+            with _part(trees, key) as part:
+                btrfs.create(trees, part, limit=limit)
+                with btrfs.opened(part, directory_fd=trees) as fd:
+                    _dress(fd, options)
+
+    def clone(self, source: Key, target: Key, *, read_only: bool) -> None:
+        """Snapshot a tree; the clone has its limit, and is committed when this returns."""
+        with btrfs.opened(self._trees) as trees, self._tree("clone", source) as fd:
+            self._check_absent("clone", target)
+            limit = self._limit_of_clone(trees, fd)
+            try:
+                inside = btrfs.descendants(fd, btrfs.subvolume_id(fd))
+                if not inside:
+                    btrfs.snapshot(fd, trees, target, read_only=read_only, limit=limit)
+                else:
+                    with _part(trees, target) as part:
+                        nested.snapshot(fd, inside, trees, part, read_only=read_only, limit=limit)
+                    fs.sync_directory(self._trees)
+            except OSError as err:
+                if err.errno != errno.ETXTBSY:
+                    raise
+                raise InUse(f"cannot clone tree {source}: a swap file in it is active") from err
+            self._correct_inherited(trees, fd, target, limit)
+
+    def remove(self, key: Key) -> None:
+        """Destroy a subvolume and those nested in it; not committed, and its space comes back later."""
+        with btrfs.opened(self._trees) as trees:
+            if not _is_subvolume(self._trees / key):
+                _destroy_part(trees, key)
+                return
+            self._check_unused(key)
+            try:
+                btrfs.destroy(trees, key)
+            except OSError as err:
+                if err.errno not in {errno.ENOTEMPTY, errno.EPERM}:
+                    raise
+                self._remove_stubborn(trees, key)
+
+    def attach(self, key: Key, *, read_only: bool) -> Path:
+        """Bind-mount the subvolume; what else is mounted there is unmounted first."""
+        point = self._mounts / key
+        with self._tree("attach", key) as fd:
+            wanted = os.fstat(fd)
+            point.mkdir(0o700, exist_ok=True)
+            try:
+                if not self._uncover(key, wanted):
+                    mount.bind(self._trees / key, point, read_only=read_only)
+                elif bool(os.statvfs(point).f_flag & os.ST_RDONLY) != read_only:
+                    mount.set_read_only(point, read_only=read_only)
+            except OSError:
+                _remove_point(point)
+                raise
+        return point
+
+    def detach(self, key: Key) -> None:
+        """Unmount; what is dirty is left to the file system."""
+        while self._unmount("detach", key):
+            pass
+        _remove_point(self._mounts / key)
+
+    def resize(self, key: Key, size_bytes: int) -> None:
+        """Change the limit, from now on; committed when this returns."""
+        self._check_size(f"resize tree {key} to", size_bytes)
+        with self._tree("resize", key) as fd:
+            subvolume_id = btrfs.subvolume_id(fd)
+            group = qgroup.group(self._file_system_id, subvolume_id)
+            if group is not None and group.referenced_bytes > size_bytes:
+                message = f"cannot resize tree {key} to {size_bytes} bytes: it is charged {group.referenced_bytes}"
+                raise Invalid(message, field="size")
+            qgroup.set_size(fd, subvolume_id, size_bytes)
+        with btrfs.opened(self._trees) as trees:
+            btrfs.commit(trees, _PART + key)
+
+    def trees(self) -> set[Key]:
+        """Return the names of the subvolumes."""
+        return {Key(name) for name in os.listdir(self._trees) if not name.startswith(".")}
+
+    def usage(self, key: Key) -> Usage:
+        """Return the counts of the tree's quota group as of the last commit; nothing without quotas."""
+        with self._tree("measure", key) as fd:
+            subvolume_id = btrfs.subvolume_id(fd)
+            group = qgroup.group(self._file_system_id, subvolume_id) if self._quota is not Mode.OFF else None
+            if group is None:
+                return Usage(None, None, None)
+            if self._quota is Mode.FULL:
+                return Usage(group.referenced_bytes, group.exclusive_bytes, group.limit_bytes)
+            inherited = qgroup.inherited(fd, subvolume_id)
+            return Usage(inherited + group.referenced_bytes, None, group.limit_bytes)
+
+    def users(self, key: Key) -> list[User]:
+        """Return who has the subvolume, or a directory or subvolume in it, mounted."""
+        try:
+            device, inside = mount.location(self._trees / key)
+        except FileNotFoundError:
+            return []
+        found = mount.elsewhere(device, inside, own=self._mounts / key)
+        return [User(pid, mount.process_name(pid), entry.mount_point) for pid, entry in found]
+
+    def changes(self, base: Key, key: Key) -> Iterator[Change] | None:  # noqa: ARG002
+        """Return None for now."""
+        return None
+
+    def sync(self) -> None:
+        """Commit if a tree was made or removed since the last commit; callers at the same time share one."""
+        fs.sync_directory(self._trees)
+
+    @contextmanager
+    def _tree(self, verb: str, key: Key) -> Iterator[int]:
+        """Open a tree's root directory. Raises NotFound."""
+        path = self._trees / key
+        if not _is_subvolume(path):
+            raise NotFound(f"cannot {verb} tree {key}: there is none")
+        with btrfs.opened(path) as fd:
+            yield fd
+
+    def _check_absent(self, verb: str, key: Key) -> None:
+        if os.path.lexists(self._trees / key):
+            raise Exists(f"cannot {verb} tree {key}: it exists already")
+
+    def _check_size(self, what: str, size_bytes: int) -> None:
+        if self._quota is Mode.OFF:
+            message = 'its quotas are off: set quota = "simple" in the pool\'s section, or use the loop driver'
+            raise Unsupported(f"cannot {what} size {size_bytes} in pool {self._root}: {message}")
+        if size_bytes < SIZE_MIN_BYTES:
+            raise Invalid(f"cannot {what} size {size_bytes}: the minimum is {SIZE_MIN_BYTES} bytes", field="size")
+
+    def _check_unused(self, key: Key) -> None:
+        """Raise InUse if a tree is mounted anywhere; btrfs itself would delete it under its users."""
+        if _is_same(self._mounts / key, os.stat(self._trees / key)):
+            raise InUse(f"cannot remove tree {key}: it is attached")
+        users = self.users(key)
+        if users:
+            who = ", ".join(f"{user.process} (pid {user.pid}) at {user.mount_point}" for user in users)
+            raise InUse(f"cannot remove tree {key}: mounted by {who}")
+
+    def _remove_stubborn(self, trees: int, key: Key) -> None:
+        """Remove a tree that has others nested in it or that its flags or the kernel protect."""
+        try:
+            with btrfs.opened(key, directory_fd=trees) as fd:
+                inside = btrfs.children(fd, btrfs.subvolume_id(fd))
+                nested.unlock(fd)
+            if inside:
+                os.rename(key, _PART + key, src_dir_fd=trees, dst_dir_fd=trees)
+            nested.destroy(trees, _PART + key if inside else key)
+        except PermissionError as err:
+            message = "the kernel still works on it: a send of it runs or a swap file in it is active"
+            raise InUse(f"cannot remove tree {key}: {message}") from err
+
+    def _uncover(self, key: Key, wanted: os.stat_result) -> bool:
+        """Unmount at the tree's mount point until that tree is seen there; False: nothing is mounted any more."""
+        while not _is_same(self._mounts / key, wanted):
+            if not self._unmount("attach", key):
+                return False
+        return True
+
+    def _unmount(self, verb: str, key: Key) -> bool:
+        """Unmount the uppermost mount of the tree's mount point; False: there is none. Raises InUse."""
+        point = self._mounts / key
+        try:
+            mount.unmount(point)
+        except OSError as err:
+            if err.errno in {errno.EINVAL, errno.ENOENT}:
+                return False
+            if err.errno != errno.EBUSY:
+                raise
+            who = ", ".join(f"{name} (pid {pid}) has {path} open" for pid, name, path in process.openers(point))
+            raise InUse(f"cannot {verb} tree {key}: {point} is busy: {who or 'something is mounted in it'}") from err
+        return True
+
+    def _enable_quota(self, trees: int) -> None:
+        if self._quota is Mode.OFF:
+            return
+        found = qgroup.mode(self._file_system_id)
+        if found is self._quota:
+            return
+        if found is not Mode.OFF:
+            message = f"its quotas are {found}, and {self._quota} is configured"
+            raise Unusable(f"cannot open pool {self._root}: {message}; say the same or run `btrfs quota disable`")
+        try:
+            qgroup.enable(trees, self._quota)
+        except OSError as err:
+            if err.errno != errno.EINVAL:
+                raise
+            message = f"this kernel cannot do {self._quota} quotas (simple ones need Linux 6.7)"
+            raise Unusable(f'cannot open pool {self._root}: {message}; set quota = "off"') from err
+
+    def _limit_of_clone(self, trees: int, source: int) -> btrfs.Limit | None:
+        """Return limit and inheritance for a clone; None: the kernel copies the limit itself, or there is none."""
+        if self._quota is not Mode.SIMPLE:
+            return None
+        subvolume_id = btrfs.subvolume_id(source)
+        group = qgroup.group(self._file_system_id, subvolume_id)
+        if group is None:
+            return None
+        inherited = qgroup.inherited(trees, subvolume_id) + group.referenced_bytes
+        return qgroup.limit(size_bytes=group.limit_bytes, inherited_bytes=inherited)
+
+    def _correct_inherited(self, trees: int, source: int, target: Key, before: btrfs.Limit | None) -> None:
+        """Store what the snapshot wrote out of the source's dirty data, which its group had not counted yet."""
+        after = self._limit_of_clone(trees, source)
+        if before is None or after is None or after.rsv_rfer == before.rsv_rfer:
+            return
+        with btrfs.opened(target, directory_fd=trees) as fd:
+            qgroup.set_inherited(fd, btrfs.subvolume_id(fd), after.rsv_rfer)
+
+
+def _is_plain(options: TreeOptions) -> bool:
+    """Tell whether a tree needs nothing that a new subvolume has not by itself; a limit comes with its making."""
+    return not (options.nocow or any((options.compression, options.uid, options.gid))) and options.mode in {None, _MODE}
+
+
+def _is_subvolume(path: Path) -> bool:
+    try:
+        return path.lstat().st_ino == btrfs.BTRFS_FIRST_FREE_OBJECTID
+    except FileNotFoundError:
+        return False
+
+
+def _is_same(path: Path, wanted: os.stat_result) -> bool:
+    """Tell whether a path shows this inode; every subvolume has a device number of its own."""
+    try:
+        found = path.stat()
+    except OSError:  # absent, or a dead file system is mounted there: in any case it is not the one wanted
+        return False
+    return os.path.samestat(found, wanted)
+
+
+def _dress(fd: int, options: TreeOptions) -> None:
+    """Give a new subvolume's root directory what its options ask for."""
+    if options.compression is not None:
+        os.setxattr(fd, "btrfs.compression", options.compression.encode())
+    if options.nocow:
+        fs.set_flags(fd, fs.get_flags(fd) | fs.FS_NOCOW_FL)
+    os.fchown(fd, 0 if options.uid is None else options.uid, 0 if options.gid is None else options.gid)
+    os.fchmod(fd, _MODE if options.mode is None else options.mode)
+
+
+@contextmanager
+def _part(trees: int, key: Key) -> Iterator[str]:
+    """Name a part that becomes the tree at the end, and is destroyed if that is not reached."""
+    part = _PART + key
+    try:
+        yield part
+        os.rename(part, key, src_dir_fd=trees, dst_dir_fd=trees)
+    except BaseException:
+        _destroy_part(trees, key)
+        raise
+
+
+def _destroy_part(trees: int, key: Key) -> None:
+    try:
+        nested.destroy(trees, _PART + key)
+    except FileNotFoundError:
+        return
+
+
+def _remove_point(point: Path) -> None:
+    """Remove a mount point if it is there and nothing is in it."""
+    try:
+        point.rmdir()
+    except OSError as err:
+        if err.errno not in {errno.ENOENT, errno.ENOTEMPTY, errno.EBUSY}:
+            raise

@@ -1,0 +1,125 @@
+"""Quota groups of btrfs (linux/btrfs.h): mode, limits and counts of one subvolume, each in constant time.
+
+The group of a subvolume is 0/<its id>. The kernel makes it with the subvolume.
+"""
+
+import ctypes
+import struct
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Final
+
+from voldriverd.kernel import btrfs, ioctl
+
+BTRFS_QUOTA_CTL_ENABLE: Final = 1
+BTRFS_QUOTA_CTL_ENABLE_SIMPLE_QUOTA: Final = 4
+BTRFS_QGROUP_LIMIT_MAX_RFER: Final = 1 << 0
+BTRFS_QGROUP_LIMIT_RSV_RFER: Final = 1 << 2
+"""linux/btrfs.h"""
+
+_QUOTA_TREE_OBJECTID: Final = 8
+_QGROUP_LIMIT_KEY: Final = 244
+"""linux/btrfs_tree.h: BTRFS_QUOTA_TREE_OBJECTID, BTRFS_QGROUP_LIMIT_KEY"""
+
+
+class Mode(StrEnum):
+    """What the kernel counts: nothing, who wrote an extent first, or who refers to it."""
+
+    OFF = "off"
+    SIMPLE = "simple"
+    FULL = "full"
+
+
+class _QuotaCtlArgs(ctypes.Structure):
+    """struct btrfs_ioctl_quota_ctl_args."""
+
+    _fields_ = (("cmd", ctypes.c_uint64), ("status", ctypes.c_uint64))
+
+
+class _QgroupLimitArgs(ctypes.Structure):
+    """struct btrfs_ioctl_qgroup_limit_args."""
+
+    _fields_ = (("qgroupid", ctypes.c_uint64), ("lim", btrfs.Limit))
+
+
+BTRFS_IOC_QUOTA_CTL: Final = ioctl.iowr(0x94, 40, ctypes.sizeof(_QuotaCtlArgs))
+BTRFS_IOC_QGROUP_LIMIT: Final = ioctl.ior(0x94, 43, ctypes.sizeof(_QgroupLimitArgs))
+BTRFS_IOC_QUOTA_RESCAN_WAIT: Final = ioctl.io(0x94, 46)
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """The counts of one subvolume as of the last commit."""
+
+    referenced_bytes: int
+    exclusive_bytes: int
+    limit_bytes: int | None
+
+
+def mode(file_system_id: str) -> Mode:
+    """Return what the mounted file system counts. Raises OSError."""
+    try:
+        name = (_sysfs(file_system_id) / "mode").read_text().strip()
+    except FileNotFoundError:  # the directory is there only while quotas are on
+        return Mode.OFF
+    return {"squota": Mode.SIMPLE, "qgroup": Mode.FULL}.get(name, Mode.OFF)
+
+
+def enable(fd: int, wanted: Mode) -> None:
+    """Turn quotas on for the file system of a descriptor; with `full`, return when all is counted.
+
+    Raises OSError (EINVAL: the kernel, before 6.7, has no simple quotas).
+    """
+    command = BTRFS_QUOTA_CTL_ENABLE_SIMPLE_QUOTA if wanted is Mode.SIMPLE else BTRFS_QUOTA_CTL_ENABLE
+    ioctl.call(fd, BTRFS_IOC_QUOTA_CTL, _QuotaCtlArgs(cmd=command))
+    if wanted is Mode.FULL:  # limits do not hold before
+        ioctl.call(fd, BTRFS_IOC_QUOTA_RESCAN_WAIT)
+
+
+def limit(*, size_bytes: int | None, inherited_bytes: int = 0) -> btrfs.Limit:
+    """Return the limit of a new subvolume; `inherited_bytes` is kept with it and limits nothing.
+
+    The reserved-bytes field that holds it is stored with the group by every kernel and enforced by
+    none (fs/btrfs/qgroup.c, qgroup_check_limits, 6.18), and it comes to be with the subvolume.
+    """
+    result = btrfs.Limit(flags=BTRFS_QGROUP_LIMIT_RSV_RFER, rsv_rfer=inherited_bytes)
+    if size_bytes is not None:
+        result.flags |= BTRFS_QGROUP_LIMIT_MAX_RFER
+        result.max_rfer = size_bytes
+    return result
+
+
+def set_size(fd: int, subvolume_id: int, size_bytes: int) -> None:
+    """Limit what a subvolume may use; not committed. Raises OSError."""
+    lim = btrfs.Limit(flags=BTRFS_QGROUP_LIMIT_MAX_RFER, max_rfer=size_bytes)
+    ioctl.call(fd, BTRFS_IOC_QGROUP_LIMIT, _QgroupLimitArgs(subvolume_id, lim))
+
+
+def set_inherited(fd: int, subvolume_id: int, inherited_bytes: int) -> None:
+    """Correct what `limit` stored beside a subvolume's limit; not committed. Raises OSError."""
+    lim = btrfs.Limit(flags=BTRFS_QGROUP_LIMIT_RSV_RFER, rsv_rfer=inherited_bytes)
+    ioctl.call(fd, BTRFS_IOC_QGROUP_LIMIT, _QgroupLimitArgs(subvolume_id, lim))
+
+
+def inherited(fd: int, subvolume_id: int) -> int:
+    """Return what `limit` stored beside a subvolume's limit, 0 if nothing. Raises OSError."""
+    for _, item in btrfs.search(fd, _QUOTA_TREE_OBJECTID, 0, _QGROUP_LIMIT_KEY, subvolume_id):
+        return int(struct.unpack_from("<5Q", item)[3])  # struct btrfs_qgroup_limit_item
+    return 0
+
+
+def group(file_system_id: str, subvolume_id: int) -> Group | None:
+    """Return the counts of a subvolume, None if there are none. Raises OSError."""
+    directory = _sysfs(file_system_id) / f"0_{subvolume_id}"
+    try:
+        flags, limit_bytes, referenced, exclusive = (
+            int((directory / name).read_text()) for name in ("limit_flags", "max_referenced", "referenced", "exclusive")
+        )
+    except FileNotFoundError:
+        return None
+    return Group(referenced, exclusive, limit_bytes if flags & BTRFS_QGROUP_LIMIT_MAX_RFER else None)
+
+
+def _sysfs(file_system_id: str) -> Path:
+    return Path(f"/sys/fs/btrfs/{file_system_id}/qgroups")

@@ -44,8 +44,8 @@ class NoSkips:
     def _note(self, report: pytest.TestReport | pytest.CollectReport) -> None:
         if not report.skipped:
             return
-        reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
-        reason = reason.removeprefix("Skipped: ")
+        skipped = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
+        reason = getattr(report, "wasxfail", skipped).removeprefix("Skipped: ")
         if not reason.lower().startswith(ALLOWED):
             self._skipped.append(f"{report.nodeid}: {reason}")
 

@@ -26,7 +26,7 @@ from typing import Final
 
 from voldriverd.driver import Capability, Change, Key, TreeOptions, Usage, User
 from voldriverd.errors import Exists, InUse, Invalid, NotFound, Unsupported, Unusable
-from voldriverd.kernel import content, fs, image, loop, mount, run
+from voldriverd.kernel import content, fs, image, loop, mount, process, run
 
 SIZE_MAX_BYTES: Final = 15 << 40
 """A file on ext4 ends one block below 16 TiB."""
@@ -168,7 +168,7 @@ class Loop:
             except OSError as err:
                 if err.errno != errno.EBUSY:
                     raise
-                raise InUse(f"cannot detach tree {key}: files in {target} are open") from err
+                raise InUse(f"cannot detach tree {key}: {_openers(target)}") from err
         path = self._trees / key
         device = loop.attached(path) if path.exists() else None
         if device is not None and not self._users(key, device):
@@ -194,9 +194,10 @@ class Loop:
         if fs_type == "ext4" and device and not image.may_grow_mounted_ext4():
             cause = "ext4 does not grow while mounted; unmount the volume first, or give the daemon CAP_SYS_RESOURCE"
             raise Unsupported(f"cannot resize tree {key}: {cause}")
-        if image.is_thick(path):
+        is_thick = image.is_thick(path)
+        if is_thick:
             self._check_space(f"resize tree {key}", size_bytes - status.st_blocks * 512)
-        image.lengthen(path, size_bytes)
+        image.lengthen(path, size_bytes, thick=is_thick)
         if device is not None:
             loop.refresh_capacity(device)
         if fs_type == "ext4" and device is None:
@@ -288,7 +289,7 @@ class Loop:
         if Capability.INSTANT not in self.capabilities:
             for pid, entry in mount.everywhere():
                 if entry.device == device.numbers and "rw" in entry.options.split(","):
-                    cause = f"mounted for writing by {mount.process_name(pid)} ({pid}) at {entry.mount_point}"
+                    cause = f"mounted for writing by {mount.process_name(pid)} (pid {pid}) at {entry.mount_point}"
                     raise InUse(f"cannot clone tree {key}: {cause}, and the pool has no reflinks")
         with self._staged(key) as place:
             fs.sync_file_system(place)
@@ -369,5 +370,10 @@ def _mib(size_bytes: int) -> str:
     return f"{size_bytes / (1 << 20):,.1f} MiB".replace(".0 ", " ")
 
 
+def _openers(mount_point: Path) -> str:
+    found = [f"{name} (pid {pid}) has {path} open" for pid, name, path in process.openers(mount_point)]
+    return "; ".join(found) or "a process of another mount namespace, or a mount in it, keeps it busy"
+
+
 def _named(users: list[User]) -> str:
-    return "; ".join(f"mounted by {user.process} ({user.pid}) at {user.mount_point}" for user in users)
+    return "; ".join(f"mounted by {user.process} (pid {user.pid}) at {user.mount_point}" for user in users)

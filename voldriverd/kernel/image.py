@@ -129,13 +129,13 @@ def make_thick(fd: int, reserved_bytes: int) -> None:
         fs.allocate(fd, reserved_bytes)
 
 
-def lengthen(image: Path, size_bytes: int) -> None:
+def lengthen(image: Path, size_bytes: int, *, thick: bool) -> None:
     """Make an image longer, durably, and not its file system. Raises OSError (ENOSPC: it is as long as before)."""
     fd = os.open(image, os.O_RDWR | os.O_CLOEXEC)
     try:
         before_bytes = os.fstat(fd).st_size
         try:
-            if is_thick(image):
+            if thick:
                 fs.allocate(fd, size_bytes)
             else:
                 os.ftruncate(fd, size_bytes)

@@ -44,12 +44,12 @@ class Scratch:
             self._shared[name] = self.make(fs_type)
         return self._shared[name]
 
-    def power_cut(self, place: Path) -> Path:
-        """Mount what the disk under `place` holds at this instant, as after a power cut, and return where.
+    def power_cut(self, place: Path, *, of: "Scratch") -> Path:
+        """Mount what the disk under a file system of a Scratch holds now, as after a power cut, and return where.
 
         The image is what the file system has handed to its device; nothing is flushed for the copy.
         """
-        fs_type, image = self._images[place]
+        fs_type, image = of._images[place]
         copy, copy_place = self._next()
         _copy_data(image, copy)
         return self._mount(fs_type, copy, copy_place, _COPY_OPTIONS[fs_type])

@@ -22,6 +22,8 @@ class Pool:
     """A pool directory, the driver on it, and what the tests do to its trees."""
 
     kind: Kind
+    place: Path
+    """Where its file system is mounted."""
     root: Path
     mounts: Path
     driver: Driver
@@ -31,6 +33,15 @@ class Pool:
         driver = self.kind.make(self.root, self.mounts)
         driver.open()
         return driver
+
+    def after_power_cut(self, scratch: Scratch, session_scratch: Scratch, mounts: Path) -> "Pool":
+        """Return this pool as it comes back if the power fails now."""
+        place = scratch.power_cut(self.place, of=session_scratch)
+        root = place / self.root.relative_to(self.place)
+        mounts.mkdir()
+        driver = self.kind.make(root, mounts)
+        driver.open()
+        return Pool(self.kind, place, root, mounts, driver)
 
     def create(self, key: str, options: TreeOptions = _PLAIN) -> Key:
         """Make a tree from options as a user gives them."""
@@ -77,12 +88,13 @@ class Pool:
 def pool(request: pytest.FixtureRequest, session_scratch: Scratch, tmp_path: Path) -> Iterator[Pool]:
     """Return a new, empty, open pool; what is still mounted at the end is unmounted."""
     kind: Kind = request.param
-    root = session_scratch.shared(kind.name, kind.fs_type) / f"pool{next(_numbers)}"
+    place = session_scratch.shared(kind.name, kind.fs_type)
+    root = place / f"pool{next(_numbers)}"
     root.mkdir(0o700)
     kind.prepare(root)
     mounts = tmp_path / "mounts"
     mounts.mkdir(0o700)
     driver = kind.make(root, mounts)
     driver.open()
-    yield Pool(kind, root, mounts, driver)
+    yield Pool(kind, place, root, mounts, driver)
     unmount_under(tmp_path)

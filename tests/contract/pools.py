@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Final
 
 from drivers.btrfs import Btrfs
+from drivers.directory import Directory
 from drivers.loop import Loop
 from voldriverd.driver import Driver
 
@@ -29,4 +30,6 @@ KINDS: Final[tuple[Kind, ...]] = (
     Kind("loop-btrfs", "btrfs", Loop),
     Kind("loop-xfs", "xfs", Loop),
     Kind("loop-ext4", "ext4", Loop),
+    Kind("directory-btrfs", "btrfs", Directory),
+    Kind("directory-ext4", "ext4", Directory),
 )

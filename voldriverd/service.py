@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AsyncExitStack
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
 from voldriverd import model, names
 from voldriverd.driver import Capability, Key, Usage
@@ -42,9 +42,6 @@ USAGE_AGE_S: Final = 1.0
 """How old the usage in an answer from memory may be before it is asked for again."""
 
 
-_STOP_LOOK_S: Final = 0.02
-
-
 class Service:
     """Runs verbs for the sites; lives on one event loop."""
 
@@ -56,7 +53,7 @@ class Service:
         self._quick = ThreadPoolExecutor(QUICK_THREADS, "verb")
         self._long = ThreadPoolExecutor(LONG_THREADS, "job")
         self._tasks: set[asyncio.Task[object]] = set()
-        self._running: set[Future[object]] = set()
+        self._running: set[Future[Any]] = set()
         self._pins: Counter[Key] = Counter()
         self._usages: dict[model.VolumeId, tuple[float, Usage]] = {}
 
@@ -65,8 +62,9 @@ class Service:
         deadline_s = time.monotonic() + within_s
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=within_s)
-        while self._running and time.monotonic() < deadline_s:
-            await asyncio.sleep(_STOP_LOOK_S)
+        if self._running:
+            threads = [asyncio.wrap_future(future) for future in list(self._running)]
+            await asyncio.wait(threads, timeout=max(0.0, deadline_s - time.monotonic()))
         has_ended = not self._running
         self._quick.shutdown(wait=has_ended, cancel_futures=True)
         self._long.shutdown(wait=has_ended, cancel_futures=True)

@@ -58,7 +58,7 @@ class Worker:
                 await work()
             except (Error, OSError) as err:
                 _log.warning("verb=upkeep result=%s", err)
-            except Exception:  # our own bug in one round must not end trash, reconciliation and catalogue for good
+            except Exception:  # noqa: BLE001 - our own bug in one round must not end trash, reconciliation and catalogue for good
                 _log.exception("verb=upkeep result=internal error")
             await asyncio.sleep(max(0.05, pause_s - (time.monotonic() - begun_s)))
 

@@ -35,7 +35,7 @@ _Body = Mapping[str, Any]
 _Answer = dict[str, Any]
 
 
-class _Hangup(Exception):  # noqa: N818 - not an error: the connection is closed without an answer
+class _Hangup(Exception):
     """A retry of dockerd with an empty body: an error answer would make it forget the volume (R3)."""
 
 
@@ -67,13 +67,11 @@ class Plugin:
             answer = await method(request, await _body(request))
         except _Hangup:
             return _hang_up(request)
-        except Invalid as err:
-            return _error(400 if err.field == _REQUEST else 500, str(err))
         except Error as err:
-            return _error(500, str(err))
+            return _error(400 if isinstance(err, Invalid) and err.field == _REQUEST else 500, str(err))
         except web.HTTPRequestEntityTooLarge:
             return _error(413, "the request is larger than any volume needs")
-        except Exception:  # our own bug: the caller gets an answer that it can read, the log the traceback
+        except Exception:  # noqa: BLE001 - our own bug: the caller gets an answer that it can read, the log the traceback
             _log.exception("verb=%s result=internal error", request.path)
             return _error(500, "internal error of voldriverd; its log has the details")
         return _respond(200, answer)

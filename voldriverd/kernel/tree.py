@@ -11,8 +11,10 @@ carries any bytes there and back.
 
 import ctypes
 import errno
+import math
 import os
 import stat
+import time
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
@@ -142,12 +144,14 @@ def _step(name: str, status: os.stat_result) -> tuple[str, int, int]:
     return name, status.st_dev, status.st_ino
 
 
-def vanish(path: Path) -> None:
+def vanish(path: Path, *, timeout_s: float = math.inf) -> None:
     """Remove a directory with whatever is in it; repeatable, so that a killed removal can be ended.
 
     Immutable and append-only flags are cleared, nested subvolumes removed, read-only ones too.
-    Nothing is made durable. Raises OSError; EBUSY if something is mounted inside, which stays whole.
+    Nothing is made durable. Raises OSError; EBUSY if something is mounted inside, which stays whole;
+    TimeoutError if it would have taken longer, with the rest still there.
     """
+    deadline_s = time.monotonic() + timeout_s
     with Cursor(path.parent) as cursor:
         levels = [[path.name]]  # the directories that are still there, one list for each level
         attempts = _ATTEMPTS
@@ -162,7 +166,7 @@ def vanish(path: Path) -> None:
                 if not attempts:
                     raise OSError(errno.ENOTEMPTY, "files are being made in it", cursor.path(name))
             elif _enter(cursor, levels[-1][-1]):
-                levels.append(_empty(cursor))
+                levels.append(_empty(cursor, deadline_s))
             else:
                 levels[-1].pop()
 
@@ -184,15 +188,17 @@ def _make_writable(fd: int) -> None:
         if btrfs.is_read_only(fd):
             btrfs.set_read_only(fd, read_only=False)
     except OSError as err:
-        if err.errno not in {errno.ENOTTY, errno.EINVAL}:  # another file system, or a placeholder of a subvolume
+        if err.errno != errno.ENOTTY:  # an ordinary directory of another file system
             raise
 
 
-def _empty(cursor: Cursor) -> list[str]:
-    """Remove all but the directories, and return their names."""
+def _empty(cursor: Cursor, deadline_s: float) -> list[str]:
+    """Remove all but the directories, and return their names. Raises TimeoutError."""
     directories = []
     with os.scandir(cursor.fd) as entries:
         for entry in entries:
+            if time.monotonic() > deadline_s:
+                raise TimeoutError(errno.ETIMEDOUT, "it takes too long", cursor.path())
             if entry.is_dir(follow_symlinks=False):
                 directories.append(entry.name)
             else:

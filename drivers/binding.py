@@ -1,0 +1,90 @@
+"""A tree that is a directory, bound to its mount point: what the btrfs and the directory driver share."""
+
+import errno
+import os
+from pathlib import Path
+
+from voldriverd.driver import Key, User
+from voldriverd.errors import InUse
+from voldriverd.kernel import mount, process
+
+
+def attach(key: Key, directory: Path, point: Path, *, read_only: bool) -> None:
+    """Bind-mount a directory; what else is mounted there is unmounted first. Raises InUse, OSError."""
+    wanted = directory.stat()
+    point.mkdir(0o700, exist_ok=True)
+    try:
+        if not _uncover(key, point, wanted):
+            mount.bind(directory, point, read_only=read_only)
+        elif bool(os.statvfs(point).f_flag & os.ST_RDONLY) != read_only:
+            mount.set_read_only(point, read_only=read_only)
+    except OSError:
+        _remove_point(point)
+        raise
+
+
+def detach(key: Key, point: Path) -> None:
+    """Unmount all that is mounted there, and remove the mount point. Raises InUse, OSError."""
+    while _unmount("detach", key, point):
+        pass
+    _remove_point(point)
+
+
+def users(directory: Path, point: Path) -> list[User]:
+    """Return who has a directory, or something in it, mounted elsewhere than at its own mount point."""
+    try:
+        device, inside = mount.location(directory)
+    except FileNotFoundError:
+        return []
+    found = mount.elsewhere(device, inside, own=point)
+    return [User(pid, mount.process_name(pid), entry.mount_point) for pid, entry in found]
+
+
+def check_unused(key: Key, directory: Path, point: Path) -> None:
+    """Raise InUse if a tree is mounted anywhere; a file system lets it be removed under its users."""
+    if _is_same(point, directory.stat()):
+        raise InUse(f"cannot remove tree {key}: it is attached")
+    found = users(directory, point)
+    if found:
+        who = ", ".join(f"{user.process} (pid {user.pid}) at {user.mount_point}" for user in found)
+        raise InUse(f"cannot remove tree {key}: mounted by {who}")
+
+
+def _uncover(key: Key, point: Path, wanted: os.stat_result) -> bool:
+    """Unmount at a mount point until the right directory is seen there; False: nothing is mounted any more."""
+    while not _is_same(point, wanted):
+        if not _unmount("attach", key, point):
+            return False
+    return True
+
+
+def _unmount(verb: str, key: Key, point: Path) -> bool:
+    """Unmount the uppermost mount of a mount point; False: there is none. Raises InUse."""
+    try:
+        mount.unmount(point)
+    except OSError as err:
+        if err.errno in {errno.EINVAL, errno.ENOENT}:
+            return False
+        if err.errno != errno.EBUSY:
+            raise
+        who = ", ".join(f"{name} (pid {pid}) has {path} open" for pid, name, path in process.openers(point))
+        raise InUse(f"cannot {verb} tree {key}: {point} is busy: {who or 'something is mounted in it'}") from err
+    return True
+
+
+def _is_same(path: Path, wanted: os.stat_result) -> bool:
+    """Tell whether a path shows this directory; every btrfs subvolume has a device number of its own."""
+    try:
+        found = path.stat()
+    except OSError:  # absent, or a dead file system is mounted there: in any case it is not the one wanted
+        return False
+    return os.path.samestat(found, wanted)
+
+
+def _remove_point(point: Path) -> None:
+    """Remove a mount point if it is there and nothing is in it."""
+    try:
+        point.rmdir()
+    except OSError as err:
+        if err.errno not in {errno.ENOENT, errno.ENOTEMPTY, errno.EBUSY}:
+            raise

@@ -374,6 +374,11 @@ def test_a_bad_option_is_refused_with_its_key_its_value_and_what_is_valid(
     assert [word for word in words if word not in str(error)] == []
 
 
+def test_labels_up_to_their_limits_are_taken() -> None:
+    labels = {f"label.{number}": "x" * 4_096 for number in range(100)}
+    assert len(names.parse_options(labels).labels) == 100
+
+
 def test_more_labels_than_the_limit_are_refused() -> None:
     error = refusal(names.parse_options, {f"label.{number}": "x" for number in range(101)})
     assert "at most 100" in str(error)

@@ -29,9 +29,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
+from drivers import binding
 from voldriverd.driver import Capability, Change, Key, TreeOptions, Usage, User
 from voldriverd.errors import Exists, InUse, Invalid, NotFound, Unsupported, Unusable
-from voldriverd.kernel import btrfs, fs, mount, nested, process, qgroup
+from voldriverd.kernel import btrfs, fs, mount, nested, qgroup
 from voldriverd.kernel.qgroup import Mode
 
 SIZE_MIN_BYTES: Final = 1 << 20
@@ -50,7 +51,7 @@ class Btrfs:
     def __init__(self, root: Path, mounts: Path, *, quota: str = "off") -> None:
         self._root = root
         self._trees = root / "trees"
-        self._mounts = mounts
+        self._mounts = mounts.resolve()  # as the mount table has it
         self._quota = Mode(quota)
         self._file_system_id = ""
         self._makes_right_mode = False
@@ -126,7 +127,7 @@ class Btrfs:
             if not _is_subvolume(self._trees / key):
                 _destroy_part(trees, key)
                 return
-            self._check_unused(key)
+            binding.check_unused(key, self._trees / key, self._mounts / key)
             try:
                 btrfs.destroy(trees, key)
             except OSError as err:
@@ -136,25 +137,13 @@ class Btrfs:
 
     def attach(self, key: Key, *, read_only: bool) -> Path:
         """Bind-mount the subvolume; what else is mounted there is unmounted first."""
-        point = self._mounts / key
-        with self._tree("attach", key) as fd:
-            wanted = os.fstat(fd)
-            point.mkdir(0o700, exist_ok=True)
-            try:
-                if not self._uncover(key, wanted):
-                    mount.bind(self._trees / key, point, read_only=read_only)
-                elif bool(os.statvfs(point).f_flag & os.ST_RDONLY) != read_only:
-                    mount.set_read_only(point, read_only=read_only)
-            except OSError:
-                _remove_point(point)
-                raise
-        return point
+        with self._tree("attach", key):
+            binding.attach(key, self._trees / key, self._mounts / key, read_only=read_only)
+        return self._mounts / key
 
     def detach(self, key: Key) -> None:
         """Unmount; what is dirty is left to the file system."""
-        while self._unmount("detach", key):
-            pass
-        _remove_point(self._mounts / key)
+        binding.detach(key, self._mounts / key)
 
     def resize(self, key: Key, size_bytes: int) -> None:
         """Change the limit, from now on; committed when this returns."""
@@ -187,12 +176,7 @@ class Btrfs:
 
     def users(self, key: Key) -> list[User]:
         """Return who has the subvolume, or a directory or subvolume in it, mounted."""
-        try:
-            device, inside = mount.location(self._trees / key)
-        except FileNotFoundError:
-            return []
-        found = mount.elsewhere(device, inside, own=self._mounts / key)
-        return [User(pid, mount.process_name(pid), entry.mount_point) for pid, entry in found]
+        return binding.users(self._trees / key, self._mounts / key)
 
     def changes(self, base: Key, key: Key) -> Iterator[Change] | None:  # noqa: ARG002
         """Return None for now."""
@@ -222,15 +206,6 @@ class Btrfs:
         if size_bytes < SIZE_MIN_BYTES:
             raise Invalid(f"cannot {what} size {size_bytes}: the minimum is {SIZE_MIN_BYTES} bytes", field="size")
 
-    def _check_unused(self, key: Key) -> None:
-        """Raise InUse if a tree is mounted anywhere; btrfs itself would delete it under its users."""
-        if _is_same(self._mounts / key, os.stat(self._trees / key)):
-            raise InUse(f"cannot remove tree {key}: it is attached")
-        users = self.users(key)
-        if users:
-            who = ", ".join(f"{user.process} (pid {user.pid}) at {user.mount_point}" for user in users)
-            raise InUse(f"cannot remove tree {key}: mounted by {who}")
-
     def _remove_stubborn(self, trees: int, key: Key) -> None:
         """Remove a tree that has others nested in it or that its flags or the kernel protect."""
         try:
@@ -243,27 +218,6 @@ class Btrfs:
         except PermissionError as err:
             message = "the kernel still works on it: a send of it runs or a swap file in it is active"
             raise InUse(f"cannot remove tree {key}: {message}") from err
-
-    def _uncover(self, key: Key, wanted: os.stat_result) -> bool:
-        """Unmount at the tree's mount point until that tree is seen there; False: nothing is mounted any more."""
-        while not _is_same(self._mounts / key, wanted):
-            if not self._unmount("attach", key):
-                return False
-        return True
-
-    def _unmount(self, verb: str, key: Key) -> bool:
-        """Unmount the uppermost mount of the tree's mount point; False: there is none. Raises InUse."""
-        point = self._mounts / key
-        try:
-            mount.unmount(point)
-        except OSError as err:
-            if err.errno in {errno.EINVAL, errno.ENOENT}:
-                return False
-            if err.errno != errno.EBUSY:
-                raise
-            who = ", ".join(f"{name} (pid {pid}) has {path} open" for pid, name, path in process.openers(point))
-            raise InUse(f"cannot {verb} tree {key}: {point} is busy: {who or 'something is mounted in it'}") from err
-        return True
 
     def _enable_quota(self, trees: int) -> None:
         if self._quota is Mode.OFF:
@@ -314,15 +268,6 @@ def _is_subvolume(path: Path) -> bool:
         return False
 
 
-def _is_same(path: Path, wanted: os.stat_result) -> bool:
-    """Tell whether a path shows this inode; every subvolume has a device number of its own."""
-    try:
-        found = path.stat()
-    except OSError:  # absent, or a dead file system is mounted there: in any case it is not the one wanted
-        return False
-    return os.path.samestat(found, wanted)
-
-
 def _dress(fd: int, options: TreeOptions) -> None:
     """Give a new subvolume's root directory what its options ask for."""
     if options.compression is not None:
@@ -350,12 +295,3 @@ def _destroy_part(trees: int, key: Key) -> None:
         nested.destroy(trees, _PART + key)
     except FileNotFoundError:
         return
-
-
-def _remove_point(point: Path) -> None:
-    """Remove a mount point if it is there and nothing is in it."""
-    try:
-        point.rmdir()
-    except OSError as err:
-        if err.errno not in {errno.ENOENT, errno.ENOTEMPTY, errno.EBUSY}:
-            raise

@@ -1,13 +1,13 @@
 """What survives power loss: a call's effect when it returns, creations and removals after `sync`."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.contract.conftest import Pool
-from tests.scratch import Scratch
+from tests.scratch import Scratch, unmount_under
 from voldriverd.driver import Capability, Key, TreeOptions
 
 pytestmark = pytest.mark.root
@@ -16,9 +16,11 @@ Cut = Callable[[], Pool]
 
 
 @pytest.fixture
-def cut(pool: Pool, scratch: Scratch, session_scratch: Scratch, tmp_path: Path) -> Cut:
-    """Return a function that cuts the power and gives the pool as it comes back."""
-    return lambda: pool.after_power_cut(scratch, session_scratch, tmp_path / "mounts-after")
+def cut(pool: Pool, scratch: Scratch, session_scratch: Scratch, tmp_path: Path) -> Iterator[Cut]:
+    """Yield a function that cuts the power and gives the pool as it comes back."""
+    mounts = tmp_path / "mounts-after"
+    yield lambda: pool.after_power_cut(scratch, session_scratch, mounts)
+    unmount_under(mounts)
 
 
 @pytest.mark.parametrize("read_only", [False, True])

@@ -52,7 +52,7 @@ def test_writing_past_the_size_of_a_clone_fails(pool: Pool) -> None:
 
 def test_a_size_below_the_minimum_is_invalid_and_the_minimum_named(pool: Pool) -> None:
     pool.needs(Capability.SIZE)
-    with pytest.raises(Invalid, match="minimum|smallest") as caught:
+    with pytest.raises(Invalid, match=r"minimum|smallest") as caught:
         pool.driver.complete(TreeOptions(size_bytes=1))
     assert caught.value.field == "size"
 

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import drivers
 from voldriverd import names
 from voldriverd.errors import Invalid
 from voldriverd.names import BackupSource, Source, VolumeOptions
@@ -321,6 +322,10 @@ def test_every_option_of_the_design_is_parsed() -> None:
         protected=True,
         labels={"team": "blue"},
     )
+
+
+def test_the_drivers_that_a_user_may_name_are_those_that_exist() -> None:
+    assert set(names.DRIVERS) == set(drivers.DRIVERS)
 
 
 def test_an_option_that_is_not_given_is_none() -> None:

@@ -24,7 +24,7 @@ def calls(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[tuple[str, Co
 
     def release(loaded: Config) -> list[str]:
         asked.append(("release", loaded))
-        return ["unmounted v1.1"]
+        return []
 
     server = SimpleNamespace(serve=lambda loaded: asked.append(("serve", loaded)), release=release)
     monkeypatch.setattr(voldriverd, "daemon", server, raising=False)
@@ -71,10 +71,19 @@ def test_directories_may_be_relative_to_where_one_stands(
     assert (calls[0][1].root, calls[0][1].run_dir) == (tmp_path / "state", tmp_path / "run")
 
 
-def test_release_prints_what_was_unmounted(calls: list[tuple[str, Config]]) -> None:
+def test_release_of_everything_says_nothing(calls: list[tuple[str, Config]]) -> None:
     result = called("--release")
-    assert (result.exit_code, result.stdout) == (0, "unmounted v1.1\n")
+    assert (result.exit_code, result.output) == (0, "")
     assert calls == [("release", Config())]
+
+
+@pytest.mark.usefixtures("calls")
+def test_what_stays_mounted_is_named_and_is_status_1(monkeypatch: pytest.MonkeyPatch) -> None:
+    stayed = ["volume web: it is in use", "volume db: it is in use"]
+    monkeypatch.setattr(voldriverd, "daemon", SimpleNamespace(release=lambda _: stayed))
+    result = called("--release")
+    assert result.exit_code == 1
+    assert result.stderr == "voldriverd: cannot release: volume web: it is in use; volume db: it is in use\n"
 
 
 @pytest.mark.usefixtures("calls")

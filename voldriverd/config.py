@@ -101,9 +101,9 @@ class Config:
     """All that the daemon is told from outside."""
 
     root: Path = DEFAULT_ROOT
-    """The database, the links by name and the embedded image."""
+    """The database, the links by name, the mount points and the embedded image."""
     run_dir: Path = DEFAULT_RUN_DIR
-    """Mount points and sockets."""
+    """The sockets."""
     default_driver: str = "btrfs"
     """Of a volume that asks for none. Not given: btrfs if there is such a pool, else the driver of the first one."""
     default_target: str | None = None

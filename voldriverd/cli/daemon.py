@@ -14,7 +14,7 @@ import click
 
 import voldriverd
 from voldriverd import config
-from voldriverd.errors import Error, Unusable
+from voldriverd.errors import Error, InUse, Unusable
 from voldriverd.kernel import run
 
 _PACKAGES: Final = {
@@ -39,10 +39,10 @@ def _absolute(_context: click.Context, _option: click.Parameter, path: str | Non
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("--config", "file", metavar="FILE", callback=_absolute, help=f"Instead of {config.DEFAULT_FILE}.")
-@click.option("--root", metavar="DIR", callback=_absolute, help=f"State and images, instead of {config.DEFAULT_ROOT}.")
 @click.option(
-    "--run-dir", metavar="DIR", callback=_absolute, help=f"Mounts and sockets, instead of {config.DEFAULT_RUN_DIR}."
+    "--root", metavar="DIR", callback=_absolute, help=f"State, images and mounts, instead of {config.DEFAULT_ROOT}."
 )
+@click.option("--run-dir", metavar="DIR", callback=_absolute, help=f"Sockets, instead of {config.DEFAULT_RUN_DIR}.")
 @click.option("--check", is_flag=True, help="Print the configuration with every default, and end.")
 @click.option("--release", is_flag=True, help="Unmount what nobody uses, and end; for when the daemon is stopped.")
 @click.option(
@@ -92,5 +92,6 @@ def _work(loaded: config.Config, *, release: bool) -> None:
     if not release:
         daemon.serve(loaded)
         return
-    for line in daemon.release(loaded):
-        click.echo(line)
+    stayed = daemon.release(loaded)
+    if stayed:
+        raise InUse(f"cannot release: {'; '.join(stayed)}")

@@ -15,19 +15,11 @@ import click
 import voldriverd
 from voldriverd import config
 from voldriverd.errors import Error, InUse, Unusable
-from voldriverd.kernel import run
+from voldriverd.kernel import image, run
 
-_PACKAGES: Final = {
-    "btrfs-progs": ("mkfs.btrfs",),
-    "e2fsprogs": ("mkfs.ext4", "e2fsck", "resize2fs"),
-    "xfsprogs": ("mkfs.xfs", "xfs_growfs"),
-}
-"""The Debian package of each tool that we run."""
-_NEEDED: Final = {
-    "embedded": ("btrfs-progs", "e2fsprogs", "xfsprogs"),
-    "loop": ("e2fsprogs", "xfsprogs"),
-}
-"""The packages that the embedded image and each driver need; those that are not here need none."""
+_LOOP_TOOLS: Final = {kind.package: kind.tools for kind in image.FORMATS.values()}
+_TOOLS: Final = {"embedded": {"btrfs-progs": ("mkfs.btrfs",)} | _LOOP_TOOLS, "loop": _LOOP_TOOLS}
+"""What the embedded pools and each driver run, by Debian package; a driver that is not here runs nothing."""
 _SBIN: Final = "/usr/local/sbin:/usr/sbin:/sbin"
 """Where mkfs lives; `su` of Debian leaves it out of root's PATH."""
 _LEVELS: Final = ("debug", "info", "warning", "error")
@@ -80,9 +72,10 @@ def _prepare(loaded: config.Config, log_level: str) -> None:
 def _lacking(loaded: config.Config) -> Iterator[str]:
     """Yield the tools that are missing, each with the Debian package that has it."""
     parts = {pool.driver for pool in loaded.pools} or {"embedded"}
-    for package, tools in _PACKAGES.items():
+    needed = {package: tools for part in parts for package, tools in _TOOLS.get(part, {}).items()}
+    for package, tools in sorted(needed.items()):
         missing = run.missing(tools)
-        if missing and any(package in _NEEDED.get(part, ()) for part in parts):
+        if missing:
             yield f"{', '.join(missing)} (Debian package {package})"
 
 

@@ -1,7 +1,8 @@
-"""A tree that is a directory, bound to its mount point: what the btrfs and the directory driver share."""
+"""Trees at their mount points: what the drivers share."""
 
 import errno
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 from voldriverd.driver import Key, User
@@ -14,12 +15,12 @@ def attach(key: Key, directory: Path, point: Path, *, read_only: bool) -> None:
     wanted = directory.stat()
     point.mkdir(0o700, exist_ok=True)
     try:
-        if not _uncover(key, point, wanted):
+        if not uncover(key, point, lambda: _is_same(point, wanted)):
             mount.bind(directory, point, read_only=read_only)
         elif bool(os.statvfs(point).f_flag & os.ST_RDONLY) != read_only:
             mount.set_read_only(point, read_only=read_only)
     except OSError:
-        _remove_point(point)
+        remove_point(point)
         raise
 
 
@@ -27,7 +28,7 @@ def detach(key: Key, point: Path) -> None:
     """Unmount all that is mounted there, and remove the mount point. Raises InUse, OSError."""
     while _unmount("detach", key, point):
         pass
-    _remove_point(point)
+    remove_point(point)
 
 
 def users(directory: Path, point: Path) -> list[User]:
@@ -44,18 +45,31 @@ def check_unused(key: Key, directory: Path, point: Path) -> None:
     """Raise InUse if a tree is mounted anywhere; a file system lets it be removed under its users."""
     if _is_same(point, directory.stat()):
         raise InUse(f"cannot remove tree {key}: it is attached")
-    found = users(directory, point)
+    check_no_users(key, users(directory, point))
+
+
+def check_no_users(key: Key, found: list[User]) -> None:
+    """Raise InUse, with their names, if there are any."""
     if found:
         who = ", ".join(f"{user.process} (pid {user.pid}) at {user.mount_point}" for user in found)
         raise InUse(f"cannot remove tree {key}: mounted by {who}")
 
 
-def _uncover(key: Key, point: Path, wanted: os.stat_result) -> bool:
-    """Unmount at a mount point until the right directory is seen there; False: nothing is mounted any more."""
-    while not _is_same(point, wanted):
+def uncover(key: Key, point: Path, is_right: Callable[[], bool]) -> bool:
+    """Unmount at a mount point until what is right is seen there; False: nothing is mounted any more. Raises InUse."""
+    while not is_right():
         if not _unmount("attach", key, point):
             return False
     return True
+
+
+def remove_point(point: Path) -> None:
+    """Remove a mount point if it is there and nothing is in it."""
+    try:
+        point.rmdir()
+    except OSError as err:
+        if err.errno not in {errno.ENOENT, errno.ENOTEMPTY, errno.EBUSY}:
+            raise
 
 
 def _unmount(verb: str, key: Key, point: Path) -> bool:
@@ -79,12 +93,3 @@ def _is_same(path: Path, wanted: os.stat_result) -> bool:
     except OSError:  # absent, or a dead file system is mounted there: in any case it is not the one wanted
         return False
     return os.path.samestat(found, wanted)
-
-
-def _remove_point(point: Path) -> None:
-    """Remove a mount point if it is there and nothing is in it."""
-    try:
-        point.rmdir()
-    except OSError as err:
-        if err.errno not in {errno.ENOENT, errno.ENOTEMPTY, errno.EBUSY}:
-            raise

@@ -24,9 +24,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
+from drivers import binding
 from voldriverd.driver import Capability, Change, Key, TreeOptions, Usage, User
 from voldriverd.errors import Exists, InUse, Invalid, NotFound, Unsupported, Unusable
-from voldriverd.kernel import content, fs, image, loop, mount, process, run
+from voldriverd.kernel import content, fs, image, loop, mount, run
 
 SIZE_MAX_BYTES: Final = 15 << 40
 """A file on ext4 ends one block below 16 TiB."""
@@ -132,16 +133,11 @@ class Loop:
         path = self._trees / key
         if not path.exists():
             return
-        device = loop.attached(path)
-        if device is not None:
-            own = mount.at(self._mounts / key)
-            if own is not None and own.device == device.numbers:
-                raise InUse(f"cannot remove tree {key}: attached at {own.mount_point}")
-            users = self._users(key, device)
-            if users:
-                raise InUse(f"cannot remove tree {key}: {_named(users)}")
-            if not loop.wait_cleared(path, timeout_s=_CLEAR_TIMEOUT_S):
-                raise InUse(f"cannot remove tree {key}: {device.path} has it open")
+        if self._is_served(key, path):
+            raise InUse(f"cannot remove tree {key}: it is attached")
+        binding.check_no_users(key, self.users(key))
+        if not loop.wait_cleared(path, timeout_s=_CLEAR_TIMEOUT_S):
+            raise InUse(f"cannot remove tree {key}: its loop device is in use")
         path.unlink()
 
     def attach(self, key: Key, *, read_only: bool) -> Path:
@@ -149,31 +145,27 @@ class Loop:
         path = self._existing(key, "attach")
         target = self._mounts / key
         read_only = read_only or _is_read_only(path)
-        entry = self._uncover(key, path)
-        if entry is None:
-            target.mkdir(0o700, exist_ok=True)
-            with self._staged(key) as place:
-                mount.bind(place / image.DATA, target, read_only=read_only)
-        elif read_only != ("ro" in entry.options.split(",")):
-            mount.set_read_only(target, read_only=read_only)
+        target.mkdir(0o700, exist_ok=True)
+        try:
+            if not binding.uncover(key, target, lambda: self._is_served(key, path)):
+                with self._staged(key) as place:
+                    mount.bind(place / image.DATA, target, read_only=read_only)
+            elif bool(os.statvfs(target).f_flag & os.ST_RDONLY) != read_only:
+                mount.set_read_only(target, read_only=read_only)
+        except OSError:
+            binding.remove_point(target)
+            raise
         return target
 
     def detach(self, key: Key) -> None:
         """Unmount, and return when the loop device has gone too unless somebody else has it mounted."""
-        target = self._mounts / key
-        while mount.at(target):
-            fs.sync_file_system(target)
-            try:
-                mount.unmount(target)
-            except OSError as err:
-                if err.errno != errno.EBUSY:
-                    raise
-                raise InUse(f"cannot detach tree {key}: {_openers(target)}") from err
         path = self._trees / key
-        device = loop.attached(path) if path.exists() else None
-        if device is not None and not self._users(key, device):
+        target = self._mounts / key
+        if mount.at(target):
+            fs.sync_file_system(target)
+        binding.detach(key, target)
+        if path.exists() and not self.users(key):
             loop.wait_cleared(path, timeout_s=_CLEAR_TIMEOUT_S)
-        _remove_mount_point(target)
 
     def resize(self, key: Key, size_bytes: int) -> None:
         """Grow the image, then its loop device, then its file system. Raises also Unusable: no space for a thick one.
@@ -188,21 +180,21 @@ class Loop:
             cause = f"it has {_mib(status.st_size)} already and can only grow"
             raise Invalid(f"cannot resize tree {key} to {_mib(size_bytes)}: {cause}", field="size")
         _check_maximum(size_bytes)
-        device = loop.attached(path)
         if fs_type == "ext4" and image.is_ext4_grown(path, size_bytes):
             return
+        device = loop.attached(path)
         if fs_type == "ext4" and device and not image.may_grow_mounted_ext4():
             cause = "ext4 does not grow while mounted; unmount the volume first, or give the daemon CAP_SYS_RESOURCE"
             raise Unsupported(f"cannot resize tree {key}: {cause}")
         is_thick = image.is_thick(path)
         if is_thick:
             self._check_space(f"resize tree {key}", size_bytes - status.st_blocks * 512)
-        image.lengthen(path, size_bytes, thick=is_thick)
-        if device is not None:
-            loop.refresh_capacity(device)
-        if fs_type == "ext4" and device is None:
-            image.grow_unmounted_ext4(path)
+        if fs_type == "ext4" and not device:
+            self._grow_unmounted(key, path, size_bytes, thick=is_thick)
             return
+        image.lengthen(path, size_bytes, thick=is_thick)
+        if device:
+            loop.refresh_capacity(device)
         with self._staged(key) as place:
             image.grow_mounted(place)
 
@@ -219,7 +211,14 @@ class Loop:
         """Return who has the image's loop device mounted."""
         path = self._trees / key
         device = loop.attached(path) if path.exists() else None
-        return self._users(key, device) if device else []
+        if device is None:
+            return []
+        stages = f"{self._mounts}/.{key}-"
+        return [
+            User(pid, mount.process_name(pid), entry.mount_point)
+            for pid, entry in mount.elsewhere(device.numbers, "/", own=self._mounts / key)
+            if not entry.mount_point.startswith(stages)
+        ]
 
     def changes(self, base: Key, key: Key) -> Iterator[Change] | None:  # noqa: ARG002 - the contract's signature
         """Return None: images know of blocks, not of paths."""
@@ -266,20 +265,28 @@ class Loop:
         finally:
             place.rmdir()
 
-    def _uncover(self, key: Key, path: Path) -> mount.Entry | None:
-        """Take off whatever hides the right mount; return that, or None if it is not there."""
-        target = self._mounts / key
-        while entry := mount.at(target):
-            if entry.root == f"/{image.DATA}" and loop.is_backed_by(entry.device, path):
-                return entry
-            try:
-                mount.unmount(target)
-            except OSError as err:
-                if err.errno != errno.EBUSY:
-                    raise
-                cause = f"a mount of {entry.source} at {target} is in its way and in use"
-                raise InUse(f"cannot attach tree {key}: {cause}") from err
-        return None
+    def _grow_unmounted(self, key: Key, path: Path, size_bytes: int, *, thick: bool) -> None:
+        """Grow an ext4 image; where that costs nothing, a clone of it that takes its place when it is done.
+
+        resize2fs in place is not safe against a power cut, only against our own end.
+        """
+        if Capability.COW not in self.capabilities:
+            image.lengthen(path, size_bytes, thick=thick)
+            image.grow_unmounted_ext4(path)
+            return
+        with path.open("rb", buffering=0) as file, self._part(key) as (fd, part):
+            fs.reflink(file.fileno(), fd)
+            os.fchmod(fd, path.stat().st_mode)
+            if thick:
+                image.make_thick(fd, size_bytes)
+            else:
+                os.ftruncate(fd, size_bytes)
+            image.grow_unmounted_ext4(part)
+
+    def _is_served(self, key: Key, path: Path) -> bool:
+        """Tell whether it is the directory of this image that one sees at the mount point."""
+        entry = mount.at(self._mounts / key)
+        return entry is not None and entry.root == f"/{image.DATA}" and loop.is_backed_by(entry.device, path)
 
     def _flush(self, key: Key, path: Path) -> None:
         """Make everything that was written to a tree so far part of its image."""
@@ -293,14 +300,6 @@ class Loop:
                     raise InUse(f"cannot clone tree {key}: {cause}, and the pool has no reflinks")
         with self._staged(key) as place:
             fs.sync_file_system(place)
-
-    def _users(self, key: Key, device: loop.Device) -> list[User]:
-        stages = f"{self._mounts}/.{key}-"
-        return [
-            User(pid, mount.process_name(pid), entry.mount_point)
-            for pid, entry in mount.elsewhere(device.numbers, "/", own=self._mounts / key)
-            if not entry.mount_point.startswith(stages)
-        ]
 
     def _sweep_parts(self) -> None:
         for name in os.listdir(self._trees):
@@ -348,14 +347,6 @@ def _is_read_only(path: Path) -> bool:
     return not path.stat().st_mode & 0o200
 
 
-def _remove_mount_point(target: Path) -> None:
-    try:
-        target.rmdir()
-    except OSError as err:
-        if err.errno not in {errno.ENOENT, errno.ENOTEMPTY}:  # somebody wrote into it while nothing was mounted
-            raise
-
-
 def _check_maximum(size_bytes: int) -> None:
     if size_bytes > SIZE_MAX_BYTES:
         cause = f"the largest volume of the loop driver has {_mib(SIZE_MAX_BYTES)}"
@@ -368,12 +359,3 @@ def _rounded(size_bytes: int) -> int:
 
 def _mib(size_bytes: int) -> str:
     return f"{size_bytes / (1 << 20):,.1f} MiB".replace(".0 ", " ")
-
-
-def _openers(mount_point: Path) -> str:
-    found = [f"{name} (pid {pid}) has {path} open" for pid, name, path in process.openers(mount_point)]
-    return "; ".join(found) or "a process of another mount namespace, or a mount in it, keeps it busy"
-
-
-def _named(users: list[User]) -> str:
-    return "; ".join(f"mounted by {user.process} (pid {user.pid}) at {user.mount_point}" for user in users)

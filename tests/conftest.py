@@ -8,10 +8,14 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from tests.scratch import Scratch, loops_under
 from voldriverd.kernel import mount
+
+hypothesis.settings.register_profile("ours", deadline=None)  # a busy machine is no bug
+hypothesis.settings.load_profile("ours")
 
 _SESSION_SCRATCH = "session-scratch"
 _NEEDS = {

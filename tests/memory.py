@@ -9,10 +9,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from drivers.directory import Directory
-
 from voldriverd.driver import Capability, Change, Key, TreeOptions, Usage, User
 from voldriverd.errors import Invalid
-from voldriverd.kernel import tree
+from voldriverd.kernel import mount, tree
 
 _SIZE = "user.test.size"
 
@@ -136,8 +135,7 @@ def lose_power(root: Path, *, keeps_cache: bool) -> None:
 
 
 def _is_mounted(driver: Directory, key: Key) -> bool:
-    mount_point: Path = driver._mounts / key
-    return mount_point.is_mount()
+    return mount.at(driver._mounts / key) is not None
 
 
 def _without_size(options: TreeOptions) -> TreeOptions:

@@ -1,0 +1,677 @@
+import errno
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from tests.engines import Bench, bench_on
+from voldriverd import model
+from voldriverd.driver import Capability, Key, TreeOptions
+from voldriverd.engine import catalogue, failures, mounts, snapshots, space, trash, trees, upkeep, volumes
+from voldriverd.engine.context import Limits
+from voldriverd.errors import Exists, InUse, Invalid, NotFound, Unsupported, Unusable
+from voldriverd.kernel import mount, tree
+from voldriverd.model import SnapshotState, VolumeState
+
+pytestmark = pytest.mark.root
+
+ANONYMOUS = "0123456789abcdef" * 4
+START = datetime(2026, 3, 4, 5, 6, 7, tzinfo=UTC)
+
+
+@pytest.fixture(scope="module")
+def memory_root(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    root = tmp_path_factory.mktemp("engine")
+    mount.mount("tmpfs", root, fs_type="tmpfs", data="size=64m")
+    yield root
+    mount.unmount(root)
+
+
+@pytest.fixture
+def bench(memory_root: Path) -> Iterator[Bench]:
+    with bench_on(memory_root) as bench:
+        yield bench
+
+
+def at(bench: Bench, **after: float) -> None:
+    """Set the clock to some time after START."""
+    bench.now = lambda: START + timedelta(**after)
+    bench.restart()
+
+
+def is_mounted(path: Path) -> bool:
+    return mount.at(path) is not None
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[None]:
+    """Keep a directory open."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    yield
+    os.close(fd)
+
+
+def fill(bench: Bench, *, leave_bytes: int) -> Path:
+    """Fill the pool's file system but for some bytes."""
+    filler = bench.root.parent / "filler"
+    with filler.open("wb") as file:
+        os.posix_fallocate(file.fileno(), 0, os.statvfs(bench.root).f_bavail * 4096 - leave_bytes)
+    return filler
+
+
+# Create and clone (D2, section 7).
+
+
+def test_an_existing_name_is_returned_when_the_options_agree(bench: Bench) -> None:
+    made = bench.create("db", size="1G", **{"label.team": "red"})
+    assert bench.create("db") == made
+    assert bench.create("db", size="1024M", pool="memory", **{"label.team": "red"}) == made
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"size": "2G"}, "size = 1 GiB, not 2 GiB"),
+        ({"driver": "loop"}, "driver = memory, not loop"),
+        ({"mode": "0700"}, "mode = nothing, not"),
+        ({"protected": "yes"}, "protected = False, not True"),
+        ({"from": "other"}, "from = nothing, not other"),
+        ({"label.team": "blue"}, "label.team = red, not blue"),
+    ],
+)
+def test_an_existing_name_with_an_option_that_differs_is_refused_naming_it(
+    bench: Bench, options: dict[str, str], text: str
+) -> None:
+    bench.create("db", size="1G", **{"label.team": "red"})
+    with pytest.raises(Exists, match=text):
+        bench.create("db", **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "kind", "text"),
+    [
+        ({"fs": "xfs"}, Unsupported, "cannot honour|no pool here can"),
+        ({"nocow": "yes"}, Unsupported, "cannot honour|no pool here can"),
+        ({"driver": "loop"}, Invalid, "no pool is configured for driver 'loop'; valid: memory"),
+        ({"pool": "nix"}, Invalid, "no pool is named 'nix'; valid: memory"),
+        ({"pool": "memory", "driver": "btrfs"}, Invalid, "pool memory has driver memory, not btrfs"),
+        ({"from": "nobody"}, NotFound, "no volume is named nobody"),
+        ({"from": "db@nothing"}, NotFound, "volume db has no snapshot named nothing"),
+        ({"from": "db", "size": "1k"}, Invalid, "below its source's"),
+        ({"from": "db", "mode": "0700"}, Invalid, "option mode does not go with from"),
+        ({"from": "db", "pool": "other"}, Invalid, "a clone stays in its source's pool"),
+        ({"from": "backup:1b1"}, Unsupported, "no backups"),
+    ],
+)
+def test_what_cannot_be_made_is_refused_and_leaves_nothing(
+    bench: Bench, options: dict[str, str], kind: type[Exception], text: str
+) -> None:
+    bench.create("db", size="1M")
+    before = bench.tree_rows(), bench.driver.trees(), len(bench.store.volumes())
+    with pytest.raises(kind, match=text):
+        bench.create("new", **options)
+    assert (bench.tree_rows(), bench.driver.trees(), len(bench.store.volumes())) == before
+
+
+def test_a_create_that_the_driver_fails_leaves_no_volume(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_key: Key, _options: TreeOptions) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(bench.driver, "create", fail)
+    with pytest.raises(Unusable, match="cannot create volume db: no space is left in the pool"):
+        bench.create("db")
+    assert bench.store.volumes() == []
+    bench.upkeep()
+    assert bench.tree_rows() == set()
+
+
+def test_a_clone_inherits_size_and_may_be_given_a_larger_one(bench: Bench) -> None:
+    bench.create("db", size="1M")
+    bench.write("db", "data")
+    bench.create("same", **{"from": "db"})
+    bench.create("larger", size="4M", **{"from": "db"})
+    assert bench.size("same") == (1 << 20, 1 << 20)
+    assert bench.size("larger") == (4 << 20, 4 << 20)
+    assert bench.read("larger") == "data"
+
+
+def test_a_clone_is_independent_of_its_source(bench: Bench) -> None:
+    bench.create("db")
+    bench.write("db", "one")
+    bench.create("copy", **{"from": "db"})
+    bench.write("copy", "two")
+    trash.purge(bench.engine, trash.remove(bench.engine, bench.volume("db")))
+    bench.upkeep()
+    assert bench.read("copy") == "two"
+
+
+# Snapshots and revert (D5).
+
+
+def test_a_snapshot_keeps_what_was_there(bench: Bench) -> None:
+    bench.create("db")
+    bench.write("db", "one")
+    taken = snapshots.create(bench.engine, bench.volume("db"), snapshots.Wish("first", "before the upgrade"))
+    bench.write("db", "two")
+    assert bench.read_snapshot("db", "first") == "one"
+    assert (taken.state, taken.description, taken.is_automatic) == (SnapshotState.CREATED, "before the upgrade", False)
+    assert bench.store.snapshot_summary(taken.volume_id).newest == ("first",)
+
+
+def test_a_snapshot_name_is_taken_once(bench: Bench) -> None:
+    bench.create("db")
+    snapshots.create(bench.engine, bench.volume("db"), snapshots.Wish("first"))
+    with pytest.raises(Exists, match="it has a snapshot named first already"):
+        snapshots.create(bench.engine, bench.volume("db"), snapshots.Wish("first"))
+
+
+def test_a_mounted_volume_of_a_driver_that_is_not_instant_is_not_snapshotted(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench.create("db")
+    bench.mount("db")
+    monkeypatch.setattr(bench.driver, "capabilities", Capability.NONE)
+    with pytest.raises(Unsupported, match=r"allow_live_copy = true in \[pools\.memory\]"):
+        snapshots.create(bench.engine, bench.volume("db"), snapshots.Wish())
+    bench.unmount("db")
+    snapshots.create(bench.engine, bench.volume("db"), snapshots.Wish())
+
+
+def test_revert_brings_back_the_snapshot_and_keeps_what_it_displaced(bench: Bench) -> None:
+    at(bench, hours=0)
+    bench.create("db")
+    bench.write("db", "one")
+    first = snapshots.create(bench.engine, bench.volume("db"), snapshots.Wish("first"))
+    bench.write("db", "two")
+    _, kept = snapshots.revert(bench.engine, bench.volume("db"), first)
+    assert bench.read("db") == "one"
+    assert bench.read_key(kept.tree) == "two"
+    assert (kept.name, kept.is_automatic) == ("before-revert-20260304T050607Z", True)
+    assert kept.expires_at == START + timedelta(seconds=bench.limits.trash_retention_s)
+    assert bench.read_snapshot("db", "first") == "one", "every snapshot is kept"
+    snapshots.revert(bench.engine, bench.volume("db"), kept)
+    assert bench.read("db") == "two", "a revert can be undone"
+
+
+def test_two_reverts_in_one_second_have_names_of_their_own(bench: Bench) -> None:
+    at(bench, hours=0)
+    bench.create("db")
+    first = snapshots.create(bench.engine, bench.volume("db"), snapshots.Wish("first"))
+    names = {snapshots.revert(bench.engine, bench.volume("db"), first)[1].name for _ in range(3)}
+    assert names == {f"before-revert-20260304T050607Z{end}" for end in ("", ".2", ".3")}
+
+
+def test_revert_keeps_the_larger_of_both_sizes(bench: Bench) -> None:
+    bench.create("db", size="1M")
+    first = snapshots.create(bench.engine, bench.volume("db"), snapshots.Wish("first"))
+    volumes.resize(bench.engine, bench.volume("db"), 4 << 20)
+    snapshots.revert(bench.engine, bench.volume("db"), first)
+    assert bench.size("db") == (4 << 20, 4 << 20)
+
+
+def test_revert_of_a_volume_in_use_is_refused_and_changes_nothing(bench: Bench) -> None:
+    bench.create("db")
+    bench.write("db", "one")
+    first = snapshots.create(bench.engine, bench.volume("db"), snapshots.Wish("first"))
+    with (bench.mount("db") / "content").open(), pytest.raises(InUse, match="cannot revert volume db"):
+        snapshots.revert(bench.engine, bench.volume("db"), first)
+    assert bench.read("db") == "one"
+    assert len(bench.store.snapshots()) == 1
+
+
+def test_a_snapshot_of_another_volume_is_no_source_for_a_revert(bench: Bench) -> None:
+    bench.create("db")
+    bench.create("web")
+    other = snapshots.create(bench.engine, bench.volume("web"), snapshots.Wish("first"))
+    with pytest.raises(Invalid, match="belongs to another volume"):
+        snapshots.revert(bench.engine, bench.volume("db"), other)
+
+
+def test_a_revert_that_fails_leaves_the_volume_as_it_was(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    bench.create("db")
+    bench.write("db", "one")
+    first = snapshots.create(bench.engine, bench.volume("db"), snapshots.Wish("first"))
+    bench.write("db", "two")
+    clone = bench.driver.clone
+
+    def fail_second(source: Key, target: Key, *, read_only: bool) -> None:
+        if not read_only:
+            raise OSError(errno.EIO, "Input/output error")
+        clone(source, target, read_only=read_only)
+
+    monkeypatch.setattr(bench.driver, "clone", fail_second)
+    with pytest.raises(Unusable, match="the device of the pool is failing"):
+        snapshots.revert(bench.engine, bench.volume("db"), first)
+    assert bench.volume("db").state is VolumeState.INACTIVE
+    assert bench.read("db") == "two"
+    bench.upkeep()
+    assert bench.driver.trees() == {bench.volume("db").tree, first.tree}
+
+
+def test_the_newest_snapshot_may_be_removed_and_is_gone_at_once(bench: Bench) -> None:
+    bench.create("db")
+    first = snapshots.create(bench.engine, bench.volume("db"), snapshots.Wish("first"))
+    gone = snapshots.remove(bench.engine, bench.volume("db"), first)
+    bench.upkeep()
+    assert bench.driver.trees() == {bench.volume("db").tree}
+    assert bench.store.snapshot(first.id) == gone, "its tombstone answers by id"
+    with pytest.raises(NotFound):
+        snapshots.remove(bench.engine, bench.volume("db"), gone)
+
+
+def test_a_snapshot_can_be_renamed_but_not_onto_another(bench: Bench) -> None:
+    bench.create("db")
+    first = snapshots.create(bench.engine, bench.volume("db"), snapshots.Wish("first"))
+    snapshots.create(bench.engine, bench.volume("db"), snapshots.Wish("second"))
+    changed = snapshots.set_properties(bench.engine, bench.volume("db"), first, name="third", description="new")
+    assert (bench.snapshot("db", "third"), changed.description) == (changed, "new")
+    with pytest.raises(Exists, match="has one named second already"):
+        snapshots.set_properties(bench.engine, bench.volume("db"), changed, name="second", description=None)
+
+
+# The trash (D4).
+
+
+def test_a_removed_volume_comes_back_with_its_snapshots(bench: Bench) -> None:
+    bench.create("db")
+    bench.write("db", "one")
+    snapshots.create(bench.engine, bench.volume("db"), snapshots.Wish("first"))
+    removed = trash.remove(bench.engine, bench.volume("db"))
+    assert bench.store.volume_named("db") is None
+    bench.upkeep()
+    trash.restore(bench.engine, removed)
+    assert bench.read("db") == "one"
+    assert bench.read_snapshot("db", "first") == "one"
+
+
+def test_a_restore_onto_a_taken_name_is_refused_naming_the_holder(bench: Bench) -> None:
+    bench.create("db")
+    removed = trash.remove(bench.engine, bench.volume("db"))
+    bench.create("db")
+    with pytest.raises(Exists, match=f"held by volume 1v{bench.volume('db').id}"):
+        trash.restore(bench.engine, removed)
+    assert trash.restore(bench.engine, removed, name="old").name == "old"
+
+
+def test_an_anonymous_volume_is_destroyed_at_once(bench: Bench) -> None:
+    bench.create(ANONYMOUS)
+    gone = trash.remove(bench.engine, bench.volume(ANONYMOUS))
+    assert gone.state is VolumeState.PURGED
+    bench.upkeep()
+    assert bench.driver.trees() == set()
+
+
+def test_without_a_retention_removal_destroys(bench: Bench) -> None:
+    bench.limits = Limits(trash_retention_s=0, reserve=0.0)
+    bench.restart()
+    bench.create("db")
+    assert trash.remove(bench.engine, bench.volume("db")).state is VolumeState.PURGED
+
+
+def test_a_protected_volume_is_not_removed_until_that_is_lifted(bench: Bench) -> None:
+    bench.create("db", protected="yes")
+    with pytest.raises(InUse, match="it is protected; voldriver volume set db --no-protected"):
+        trash.remove(bench.engine, bench.volume("db"))
+    volumes.set_properties(bench.engine, bench.volume("db"), is_protected=False)
+    trash.remove(bench.engine, bench.volume("db"))
+
+
+def test_the_trash_expires_after_its_retention_and_not_before(bench: Bench) -> None:
+    at(bench, hours=0)
+    bench.create("db")
+    removed = trash.remove(bench.engine, bench.volume("db"))
+    at(bench, days=6)
+    assert upkeep.expired_volumes(bench.engine) == []
+    at(bench, days=7, seconds=1)
+    assert upkeep.expired_volumes(bench.engine) == [removed]
+
+
+def test_automatic_snapshots_expire_but_not_in_the_trash(bench: Bench) -> None:
+    at(bench, hours=0)
+    bench.create("db")
+    first = snapshots.create(bench.engine, bench.volume("db"), snapshots.Wish("first"))
+    _, kept = snapshots.revert(bench.engine, bench.volume("db"), first)
+    at(bench, days=8)
+    assert upkeep.expired_snapshots(bench.engine) == [kept]
+    trash.remove(bench.engine, bench.volume("db"))
+    assert upkeep.expired_snapshots(bench.engine) == []
+
+
+def test_only_what_is_in_the_trash_is_purged(bench: Bench) -> None:
+    bench.create("db")
+    with pytest.raises(NotFound, match="it is not in the trash"):
+        trash.purge(bench.engine, bench.volume("db"))
+
+
+def test_tombstones_answer_for_two_days(bench: Bench) -> None:
+    at(bench, hours=0)
+    bench.create("db")
+    gone = trash.purge(bench.engine, trash.remove(bench.engine, bench.volume("db")))
+    at(bench, hours=47)
+    upkeep.tidy(bench.engine)
+    assert bench.store.ended_volume(gone.id) == gone
+    at(bench, hours=49)
+    upkeep.tidy(bench.engine)
+    assert bench.store.ended_volume(gone.id) is None
+
+
+# Space (D4).
+
+
+def test_below_the_reserve_what_takes_space_is_refused_with_the_figures_and_the_rest_works(bench: Bench) -> None:
+    bench.create("db")
+    bench.create("old")
+    first = snapshots.create(bench.engine, bench.volume("db"), snapshots.Wish("first"))
+    bench.limits = Limits(reserve=0.05)
+    bench.restart()
+    filler = fill(bench, leave_bytes=1 << 20)
+    for refused in (
+        lambda: bench.create("new"),
+        lambda: snapshots.create(bench.engine, bench.volume("db"), snapshots.Wish()),
+        lambda: snapshots.revert(bench.engine, bench.volume("db"), first),
+    ):
+        with pytest.raises(space.Shortage, match=r"has .* of 64 MiB free, below the reserve of 5%"):
+            refused()
+    bench.mount("db")
+    bench.unmount("db")
+    snapshots.remove(bench.engine, bench.volume("db"), first)
+    trash.purge(bench.engine, trash.remove(bench.engine, bench.volume("old")))
+    assert [pool.row.name for pool in upkeep.short_pools(bench.engine)] == ["memory"]
+    filler.unlink()
+    assert upkeep.short_pools(bench.engine) == []
+    bench.create("new")
+
+
+def test_a_shortage_destroys_the_oldest_day_first_and_of_a_day_what_uses_most(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    used: dict[Key, int] = {}
+    for name, day, used_bytes in (("small", 1, 1), ("large", 1, 9), ("new", 2, 99)):
+        at(bench, days=day)
+        bench.create(name)
+        used[trash.remove(bench.engine, bench.volume(name)).tree] = used_bytes
+    usage = type(bench.driver.usage(next(iter(used))))
+    monkeypatch.setattr(bench.driver, "usage", lambda key: usage(used[key], None, None))
+    pool = next(iter(bench.engine.pools))
+    assert [volume.name for volume in space.trash_in_order(bench.engine, pool)] == ["large", "small", "new"]
+
+
+# Mounts (D3, R6, R7).
+
+
+def test_a_holder_that_mounts_twice_must_let_go_twice(bench: Bench) -> None:
+    bench.create("db")
+    path = bench.mount("db", "container")
+    assert bench.mount("db", "container") == path
+    bench.unmount("db", "container")
+    assert is_mounted(path)
+    bench.unmount("db", "container")
+    assert not is_mounted(path)
+
+
+def test_the_last_of_two_holders_unmounts(bench: Bench) -> None:
+    bench.create("db")
+    path = bench.mount("db", "one")
+    bench.mount("db", "two")
+    bench.unmount("db", "one")
+    assert is_mounted(path)
+    bench.unmount("db", "two")
+    assert not is_mounted(path)
+
+
+def test_an_unknown_holder_changes_nothing(bench: Bench) -> None:
+    bench.create("db")
+    path = bench.mount("db", "one")
+    bench.unmount("db", "stranger")
+    assert is_mounted(path)
+
+
+def test_unmount_of_a_busy_volume_lets_the_holder_go_and_reconciliation_unmounts(bench: Bench) -> None:
+    bench.create("db")
+    path = bench.mount("db")
+    with (path / "content").open("w"):
+        bench.unmount("db")
+        assert bench.store.all_mounts() == []
+        assert is_mounted(path)
+    mounts.reconcile(bench.engine, bench.store.volumes(), mounts.used_keys(bench.engine))
+    assert not is_mounted(path)
+
+
+def test_mount_repairs_what_somebody_unmounted(bench: Bench) -> None:
+    bench.create("db")
+    path = bench.mount("db", "one")
+    mount.unmount(path)
+    assert bench.mount("db", "two") == path
+    assert is_mounted(path)
+
+
+def test_a_holder_of_another_boot_is_forgotten_at_start(bench: Bench) -> None:
+    bench.create("db")
+    bench.mount("db")
+    bench.unmount_all()
+    bench.boot_id = "boot-2"
+    bench.restart()
+    assert bench.store.all_mounts() == []
+
+
+def test_holders_outlive_a_restart_of_the_daemon(bench: Bench) -> None:
+    bench.create("db")
+    path = bench.mount("db")
+    bench.restart()
+    assert [each.holder for each in bench.store.all_mounts()] == ["holder"]
+    assert is_mounted(path)
+
+
+def test_an_old_holder_that_the_kernel_does_not_know_is_forgotten_and_a_young_one_kept(bench: Bench) -> None:
+    at(bench, seconds=0)
+    bench.create("db")
+    path = bench.mount("db")
+    at(bench, seconds=mounts.SETTLING_S - 1)
+    assert is_mounted(path)
+    at(bench, seconds=mounts.SETTLING_S)
+    assert bench.store.all_mounts() == []
+    assert not is_mounted(path)
+
+
+def test_an_old_holder_whose_tree_is_mounted_elsewhere_is_kept(bench: Bench) -> None:
+    at(bench, seconds=0)
+    bench.create("db")
+    path = bench.mount("db")
+    elsewhere = bench.root / "elsewhere"
+    elsewhere.mkdir()
+    mount.bind(path, elsewhere, read_only=False)
+    at(bench, days=1)
+    assert [each.holder for each in bench.store.all_mounts()] == ["holder"]
+    mount.unmount(elsewhere)
+
+
+def test_the_hosts_own_mount_is_kept_although_nobody_shows(bench: Bench) -> None:
+    at(bench, seconds=0)
+    bench.create("db")
+    path = bench.mount("db", model.HOST_HOLDER)
+    bench.mount("db", model.HOST_HOLDER)
+    at(bench, days=1)
+    assert is_mounted(path)
+    bench.unmount("db", model.HOST_HOLDER)
+    assert not is_mounted(path), "the host holds once, however often it asks"
+
+
+def test_removal_is_refused_while_a_tree_is_mounted_elsewhere_and_the_mount_is_named(bench: Bench) -> None:
+    bench.create("db")
+    path = bench.mount("db")
+    elsewhere = bench.root / "elsewhere"
+    elsewhere.mkdir()
+    mount.bind(path, elsewhere, read_only=False)
+    bench.unmount("db")
+    with pytest.raises(InUse, match=rf"mounted by .* \(pid {os.getpid()}\) at {elsewhere}"):
+        trash.remove(bench.engine, bench.volume("db"))
+    mount.unmount(elsewhere)
+    trash.remove(bench.engine, bench.volume("db"))
+
+
+def test_removal_is_refused_while_a_file_is_open_and_the_process_is_named(bench: Bench) -> None:
+    bench.create("db")
+    at(bench, days=1)
+    path = bench.mount("db")
+    at(bench, days=1, seconds=60)
+    with (path / "content").open("w"), pytest.raises(InUse, match=rf"used by .* \(pid {os.getpid()}\) in .*/content"):
+        trash.remove(bench.engine, bench.volume("db"))
+
+
+def test_removal_is_refused_while_a_container_may_be_starting(bench: Bench) -> None:
+    bench.create("db")
+    bench.mount("db", "f" * 64)
+    with pytest.raises(InUse, match="it is mounted by container mount ffffffffffff"):
+        trash.remove(bench.engine, bench.volume("db"))
+
+
+def test_a_stale_counter_does_not_forbid_removal(bench: Bench) -> None:
+    at(bench, seconds=0)
+    bench.create("db")
+    bench.mount("db")
+    at(bench, seconds=60)
+    assert bench.store.all_mounts() != []
+    trash.remove(bench.engine, bench.volume("db"))
+    assert bench.store.all_mounts() == []
+
+
+def test_purge_asks_the_kernel_again(bench: Bench) -> None:
+    bench.create("db")
+    removed = trash.remove(bench.engine, bench.volume("db"))
+    path = bench.driver.attach(removed.tree, read_only=False)
+    elsewhere = bench.root / "elsewhere"
+    elsewhere.mkdir()
+    mount.bind(path, elsewhere, read_only=False)
+    with pytest.raises(InUse, match="cannot purge volume db"):
+        trash.purge(bench.engine, removed)
+    mount.unmount(elsewhere)
+    trash.purge(bench.engine, removed)
+
+
+def test_a_tree_that_is_mounted_waits_and_its_row_with_it(bench: Bench) -> None:
+    bench.create("db")
+    first = snapshots.create(bench.engine, bench.volume("db"), snapshots.Wish("first"))
+    path = bench.driver.attach(first.tree, read_only=True)
+    with opened(path):
+        snapshots.remove(bench.engine, bench.volume("db"), first)
+        trees.collect(bench.engine, bench.volume("db").pool_id)
+        assert first.tree in bench.driver.trees()
+        assert first.tree in bench.tree_rows()
+    trees.collect(bench.engine, bench.volume("db").pool_id)
+    assert first.tree not in bench.tree_rows()
+
+
+# Resize, properties, links, catalogue.
+
+
+def test_a_resize_that_is_refused_leaves_the_size(bench: Bench) -> None:
+    bench.create("db", size="4M")
+    with pytest.raises(Invalid, match="cannot shrink"):
+        volumes.resize(bench.engine, bench.volume("db"), 1 << 20)
+    assert bench.size("db") == (4 << 20, 4 << 20)
+    assert bench.volume("db").state is VolumeState.INACTIVE
+
+
+def test_properties_change_what_is_given(bench: Bench) -> None:
+    bench.create("db", **{"label.team": "red"})
+    volumes.set_properties(bench.engine, bench.volume("db"), description="mine", labels={"team": "blue"})
+    changed = bench.volume("db")
+    assert (changed.description, changed.labels, changed.is_protected) == ("mine", {"team": "blue"}, False)
+    assert volumes.set_properties(bench.engine, changed, description="").description is None
+
+
+def test_links_by_name_follow_the_volume(bench: Bench) -> None:
+    link = bench.root / "by-name" / "db"
+    bench.create("db")
+    assert link.resolve() == bench.root / "mounts" / "v1.1"
+    first = snapshots.create(bench.engine, bench.volume("db"), snapshots.Wish("first"))
+    snapshots.revert(bench.engine, bench.volume("db"), first)
+    assert link.resolve() == bench.root / "mounts" / "v1.2"
+    removed = trash.remove(bench.engine, bench.volume("db"))
+    assert not link.is_symlink()
+    trash.restore(bench.engine, removed, name="web")
+    assert (bench.root / "by-name" / "web").is_symlink()
+
+
+def test_links_are_mended_at_start(bench: Bench) -> None:
+    bench.create("db")
+    link = bench.root / "by-name" / "db"
+    link.unlink()
+    (bench.root / "by-name" / "stranger").symlink_to("nowhere")
+    bench.restart()
+    assert [path.name for path in link.parent.iterdir()] == ["db"]
+
+
+def test_each_pool_carries_a_copy_of_the_catalogue_that_follows(bench: Bench) -> None:
+    bench.create("db", size="1M", **{"label.team": "red"})
+    bench.catalogue.save()
+    snapshots.create(bench.engine, bench.volume("db"), snapshots.Wish("first"))
+    bench.catalogue.save()
+    bench.catalogue.save()
+    lines = [json.loads(line) for line in (bench.pool_root / catalogue.FILE_NAME).read_text().splitlines()]
+    assert [next(iter(line)) for line in lines] == ["catalogue", "volume", "snapshot", "snapshot"]
+    assert lines[1]["volume"]["labels"] == {"team": "red"}
+    assert lines[-1]["snapshot"]["state"] == "created"
+
+
+def test_the_copy_of_the_catalogue_is_made_anew_when_it_was_lost(bench: Bench) -> None:
+    bench.create("db")
+    bench.catalogue.save()
+    path = bench.pool_root / catalogue.FILE_NAME
+    path.unlink()
+    bench.create("web")
+    bench.catalogue.save()
+    bench.catalogue.save()
+    assert "web" in path.read_text()
+
+
+# Pools (D9).
+
+
+def test_a_pool_whose_marker_is_gone_is_unavailable_and_keeps_its_volumes(bench: Bench) -> None:
+    bench.create("db")
+    away = bench.pool_root.with_name("away")
+    bench.pool_root.rename(away)
+    bench.pool_root.mkdir()
+    bench.restart()
+    assert bench.volume("db").state is VolumeState.INACTIVE
+    for refused in (lambda: bench.mount("db"), lambda: bench.create("new")):
+        with pytest.raises(Unusable, match="is not mounted or was emptied"):
+            refused()
+    assert list(bench.pool_root.iterdir()) == [], "nothing is written where the pool should be"
+    bench.pool_root.rmdir()
+    away.rename(bench.pool_root)
+    bench.restart()
+    assert is_mounted(bench.mount("db"))
+
+
+def test_another_pool_in_the_place_is_refused(bench: Bench) -> None:
+    bench.create("db")
+    marker = bench.pool_root / ".voldriver-pool"
+    marker.write_text(json.dumps({"uuid": "other", "driver": "memory", "version": "1"}))
+    bench.restart()
+    with pytest.raises(Unusable, match="holds another pool"):
+        bench.mount("db")
+
+
+def test_a_directory_with_foreign_files_is_not_made_a_pool(bench: Bench) -> None:
+    bench.renew()
+    bench.close()
+    root = bench.root
+    (root / "voldriver.db").unlink()
+    tree.vanish(root / "pool")
+    (root / "pool").mkdir()
+    (root / "pool" / "thesis.tex").write_text("mine")
+    bench.restart()
+    with pytest.raises(Unusable, match=r"neither empty nor a pool: it holds thesis\.tex"):
+        bench.create("db")
+
+
+def test_an_os_error_becomes_the_kind_that_fits() -> None:
+    for number, kind in ((errno.EBUSY, InUse), (errno.EOPNOTSUPP, Unsupported), (errno.ENOSPC, Unusable)):
+        with pytest.raises(kind, match=r"^cannot do it: "), failures.told_as("cannot do it"):
+            raise OSError(number, os.strerror(number))

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Final
 
 from voldriverd import model
-from voldriverd.engine import pools
+from voldriverd.engine import links, pools
 from voldriverd.engine.context import Engine
 from voldriverd.errors import Error
 from voldriverd.kernel import fs
@@ -41,8 +41,12 @@ class Catalogue:
         self._limits: dict[model.PoolId, int] = {}
 
     def save(self) -> None:
-        """Bring every available pool's copy up to date; what fails is logged and made anew the next time."""
+        """Bring every available pool's copy and the links by name up to date.
+
+        What fails is logged and made anew the next time.
+        """
         changes = self._engine.store.take_changes()
+        links.follow(self._engine, changes)
         for pool in self._engine.pools:
             if pool.driver is None:
                 continue

@@ -1,7 +1,8 @@
-"""Symlinks `by-name/<volume>` to the mount points, for people; a convenience that no verb fails for."""
+"""Symlinks `by-name/<volume>` to the mount points, for people: a second behind, and nothing fails for them."""
 
 import logging
 import os
+from collections.abc import Iterable
 
 from voldriverd import model
 from voldriverd.engine.context import Engine
@@ -9,43 +10,36 @@ from voldriverd.engine.context import Engine
 _log = logging.getLogger(__name__)
 
 
-def point(engine: Engine, volume: model.Volume) -> None:
-    """Let a volume's link point to the mount point of its present tree."""
-    link = engine.root / "by-name" / volume.name
-    part = engine.root / "by-name" / f".{volume.id}"
-    try:
-        try:
-            part.symlink_to(f"../mounts/{volume.tree}")
-        except FileExistsError:
-            part.unlink()
-            part.symlink_to(f"../mounts/{volume.tree}")
-        part.rename(link)
-    except OSError as err:  # a full disk: the link is made again at the next start
-        _log.warning("verb=link volume=%s result=%s", volume.name, err)
-
-
-def drop(engine: Engine, name: str) -> None:
-    """Remove the link of a name."""
-    try:
-        (engine.root / "by-name" / name).unlink(missing_ok=True)
-    except OSError as err:
-        _log.warning("verb=link volume=%s result=%s", name, err)
+def follow(engine: Engine, changes: Iterable[model.Volume | model.Snapshot]) -> None:
+    """Bring the links of changed volumes up to date; a name may be another volume's by now."""
+    for name in {row.name for row in changes if isinstance(row, model.Volume)}:
+        _follow(engine, name)
 
 
 def rebuild(engine: Engine) -> None:
     """Make the directory say what the database says."""
-    directory = engine.root / "by-name"
-    wanted = {volume.name: f"../mounts/{volume.tree}" for volume in engine.store.volumes() if volume.is_live}
-    for name in os.listdir(directory):
-        if name not in wanted:
-            drop(engine, name)
-    for volume in engine.store.volumes():
-        if volume.is_live and _target(engine, volume.name) != wanted[volume.name]:
-            point(engine, volume)
+    live = {volume.name for volume in engine.store.volumes() if volume.is_live}
+    for name in live.union(os.listdir(engine.root / "by-name")):
+        _follow(engine, name)
 
 
-def _target(engine: Engine, name: str) -> str | None:
+def _follow(engine: Engine, name: str) -> None:
+    link = engine.root / "by-name" / name
+    volume = engine.store.volume_named(name)
     try:
-        return os.readlink(engine.root / "by-name" / name)
-    except OSError:
+        if volume is None:
+            link.unlink(missing_ok=True)
+        elif _target(link) != f"../mounts/{volume.key}":
+            part = link.with_name(f".{volume.id}")
+            part.unlink(missing_ok=True)
+            part.symlink_to(f"../mounts/{volume.key}")
+            part.rename(link)
+    except OSError as err:  # a full disk: the next change or start makes it
+        _log.warning("verb=link volume=%s result=%s", name, err)
+
+
+def _target(link: os.PathLike[str]) -> str | None:
+    try:
+        return os.readlink(link)
+    except FileNotFoundError:
         return None

@@ -7,7 +7,7 @@ from typing import Final
 
 from voldriverd import model
 from voldriverd.driver import Key
-from voldriverd.engine import creation, failures, links, space, trees, use, volumes
+from voldriverd.engine import creation, failures, space, trees, use, volumes
 from voldriverd.engine.context import Engine
 from voldriverd.errors import Error, Exists, Invalid, NotFound
 from voldriverd.model import SnapshotState, VolumeState
@@ -125,7 +125,6 @@ def displace(
         write.put_snapshot(kept)
 
     engine.store.commit(move)
-    links.point(engine, moved)
     trees.discard(engine, volume.pool_id, volume.tree)
     return moved, kept
 

@@ -4,7 +4,7 @@ from dataclasses import replace
 from datetime import timedelta
 
 from voldriverd import model, names
-from voldriverd.engine import links, space, trees, use
+from voldriverd.engine import space, trees, use
 from voldriverd.engine.context import Engine
 from voldriverd.errors import Exists, InUse, NotFound
 from voldriverd.model import VolumeState
@@ -32,7 +32,6 @@ def remove(engine: Engine, volume: model.Volume) -> model.Volume:
     if kept_s == 0:
         return _destroy(engine, trashed)
     engine.store.commit(lambda write: write.put_volume(trashed), is_vital=True)
-    links.drop(engine, volume.name)
     return trashed
 
 
@@ -51,7 +50,6 @@ def restore(engine: Engine, volume: model.Volume, *, name: str | None = None) ->
         )
     back = replace(volume, name=wanted, state=VolumeState.INACTIVE, removed_at=None, destroy_at=None)
     engine.store.commit(lambda write: write.put_volume(back))
-    links.point(engine, back)
     return back
 
 
@@ -80,6 +78,5 @@ def _destroy(engine: Engine, volume: model.Volume) -> model.Volume:
         write.put_volume(gone)
 
     engine.store.commit(change, is_vital=True)
-    links.drop(engine, volume.name)
     trees.discard(engine, volume.pool_id, *keys)
     return gone

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from voldriverd import model
 from voldriverd.driver import Driver, Key, TreeOptions
-from voldriverd.engine import creation, failures, links, trees, use
+from voldriverd.engine import creation, failures, trees, use
 from voldriverd.engine.context import Engine
 from voldriverd.errors import Error, Unsupported
 from voldriverd.model import VolumeState
@@ -66,7 +66,6 @@ def finish_create(engine: Engine, plan: creation.Plan) -> model.Volume:
         _forget(engine, volume, tree)
         raise
     engine.store.commit(lambda write: write.put_volume(ready))
-    links.point(engine, ready)
     return ready
 
 

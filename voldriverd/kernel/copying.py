@@ -104,13 +104,11 @@ class _Copy:
 
     def _copy_name(self, name: str) -> None:
         try:
-            looked = tree.open_at(self._source.fd, name, tree.LOOK)
-        except FileNotFoundError as err:
+            looked = self._source.look(name)
+        except FileNotFoundError:
             if self._live:
                 return
-            raise self._source.error(err, name) from err
-        except OSError as err:
-            raise self._source.error(err, name) from err
+            raise
         try:
             self._copy_inode(name, looked)
         except OSError as err:

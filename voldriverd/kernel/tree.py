@@ -98,17 +98,16 @@ class Cursor:
         """How many steps below the root it stands."""
         return len(self._steps) - 1
 
-    def down(self, name: str) -> os.stat_result:
-        """Enter a directory and return its status from before anything was read of it. Raises OSError.
+    def look(self, name: str) -> int:
+        """Open a name of any type by O_PATH only, which touches nothing; to be closed. Raises OSError, as `down`."""
+        return self._open(name, LOOK)
 
-        EBUSY: a mount lies there.
+    def down(self, name: str) -> os.stat_result:
+        """Enter a directory and return its status from before anything was read of it.
+
+        Raises OSError with the path from the root; EBUSY: a mount lies there.
         """
-        try:
-            fd = open_at(self.fd, name, _ENTER)
-        except OSError as err:
-            if err.errno == errno.EXDEV:
-                raise OSError(errno.EBUSY, "something is mounted there", self.path(name)) from err
-            raise self.error(err, name) from err
+        fd = self._open(name, _ENTER)
         self._fds.append(fd)
         status = os.fstat(fd)
         self._steps.append(_step(name, status))
@@ -138,6 +137,14 @@ class Cursor:
     def error(self, err: OSError, name: str = "") -> OSError:
         """Return the error with the path from the root in it."""
         return OSError(err.errno, err.strerror, self.path(name))
+
+    def _open(self, name: str, flags: int) -> int:
+        try:
+            return open_at(self.fd, name, flags)
+        except OSError as err:
+            if err.errno == errno.EXDEV:
+                raise OSError(errno.EBUSY, "something is mounted there", self.path(name)) from err
+            raise self.error(err, name) from err
 
 
 def _step(name: str, status: os.stat_result) -> tuple[str, int, int]:

@@ -332,7 +332,9 @@ class Loop:
             return  # files that exist cannot change any more
         fd = os.open(self._trees, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            fs.set_flags(fd, fs.get_flags(fd) & ~fs.FS_COMPR_FL | fs.FS_NOCOW_FL)
+            flags = fs.get_flags(fd) & ~fs.FS_COMPR_FL
+            fs.set_flags(fd, flags)  # not both in one step: EINVAL (6.18)
+            fs.set_flags(fd, flags | fs.FS_NOCOW_FL)
         finally:
             os.close(fd)
 

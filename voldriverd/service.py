@@ -423,7 +423,8 @@ class Service:
             try:
                 if is_long and plan.tree.source != origin.key:
                     await stack.aclose()
-                return await self.in_thread(volumes.finish_create, self.engine, plan, is_long=is_long)
+                driver = self.engine.pools.driver(origin.pool_id)
+                return await self.in_thread(volumes.finish_create, self.engine, plan, driver, is_long=is_long)
             finally:
                 self._pins.subtract({plan.tree.source: 1})
                 self._pins += Counter()  # drops what is not pinned any more

@@ -19,6 +19,8 @@ class Request:
     options: names.VolumeOptions
     given: Mapping[str, str]
     description: str | None = None
+    must_be_new: bool = False
+    """Whether an existing volume of the name is an error although its options agree."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,10 +122,20 @@ def find_origin(engine: Engine, source: names.Source, what: str) -> Origin:
     if source.snapshot is None:
         use.ensure_cloneable(engine, volume, what)
         return Origin(volume.tree, volume.pool_id, volume.size_bytes)
-    snapshot = engine.store.snapshot_named(volume.id, source.snapshot)
+    snapshot = _named_or_numbered(engine, volume, source.snapshot)
     if snapshot is None or snapshot.state is not model.SnapshotState.CREATED:
         raise NotFound(f"{what}: volume {volume.name} has no snapshot named {source.snapshot}")
     return Origin(snapshot.tree, volume.pool_id, snapshot.size_bytes)
+
+
+def _named_or_numbered(engine: Engine, volume: model.Volume, text: str) -> model.Snapshot | None:
+    """Return a volume's snapshot of a name, or, if there is none, of an API id such as 1s7."""
+    named = engine.store.snapshot_named(volume.id, text)
+    number = text.removeprefix("1s")
+    if named is not None or not (text.startswith("1s") and number.isdecimal() and len(number) < len(str(2**63))):
+        return named
+    numbered = engine.store.snapshot(model.SnapshotId(int(number)))
+    return numbered if numbered is not None and numbered.volume_id == volume.id else None
 
 
 def _inherited(engine: Engine, origin: Origin, options: names.VolumeOptions, what: str) -> TreeOptions:

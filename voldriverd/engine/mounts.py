@@ -12,7 +12,7 @@ from voldriverd import model
 from voldriverd.driver import Driver, Key
 from voldriverd.engine import failures, use
 from voldriverd.engine.context import Engine
-from voldriverd.errors import Error, Unusable
+from voldriverd.errors import Error, NotFound, Unusable
 from voldriverd.kernel import mount as kernel_mount
 from voldriverd.store.write import Write
 
@@ -22,20 +22,24 @@ SETTLING_S: Final = 150.0
 """A holder younger than this is never forgotten: dockerd waits 120 s for `Mount`, then the container must start."""
 
 
+MISSING: Final = "its tree is missing from the pool: was it removed by hand, or the pool replaced by an older copy?"
+
+
 def mount(engine: Engine, volume: model.Volume, holder: str) -> Path:
     """Mount a volume for a holder and return where; one more time for a holder that has it already.
 
-    The kernel's table is always looked at and repaired. Raises InUse, NotFound (its tree is
-    missing), Unusable. After a crash in the middle the mount is found and ended by reconciliation.
+    The kernel's table is always looked at and repaired. Raises InUse and Unusable (also when its tree
+    is missing). After a crash in the middle the mount is found and ended by reconciliation.
     """
     what = f"cannot mount volume {volume.name}"
     use.ensure_resting(volume, what)
     driver = engine.pools.driver(volume.pool_id)
-    if volume.message is not None:
-        raise Unusable(f"{what}: {volume.message}")
     is_settled = _settle(engine, driver, volume.tree, what)
-    with failures.told_as(what):
-        path = driver.attach(volume.tree, read_only=False)
+    try:
+        with failures.told_as(what):
+            path = driver.attach(volume.tree, read_only=False)
+    except NotFound as err:
+        raise Unusable(f"{what}: {MISSING}") from err
     held = _held(engine, volume, holder)
 
     def change(write: Write) -> None:
@@ -43,7 +47,7 @@ def mount(engine: Engine, volume: model.Volume, holder: str) -> Path:
         if not is_settled:
             write.settle_trees([volume.tree])
 
-    engine.store.commit(change)
+    engine.store.commit(change, is_vital=True)  # databases must come up again on a host whose disk is full
     return path
 
 

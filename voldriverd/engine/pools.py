@@ -15,7 +15,7 @@ from typing import Final
 from voldriverd import model, store
 from voldriverd.driver import Driver, Key
 from voldriverd.engine import failures
-from voldriverd.errors import Error, Invalid, Unusable
+from voldriverd.errors import Error, Invalid, Unsupported, Unusable
 from voldriverd.kernel import fs
 
 MARKER: Final = ".voldriver-pool"
@@ -85,26 +85,47 @@ class Pools:
         """Return the names of the configured drivers."""
         return {spec.driver for spec in self._specs.values()}
 
+    @property
+    def default_driver(self) -> str:
+        """The driver of a volume that asks for none."""
+        return self._default_driver
+
+    def grow(self, pool_id: model.PoolId, size_bytes: int) -> None:
+        """Grow the file system of a pool. Raises Unsupported (it is not ours to grow), Invalid, Unusable."""
+        pool = self._pools[pool_id]
+        self.driver(pool_id)
+        what = f"cannot grow pool {pool.row.name}"
+        if pool.spec is None or pool.spec.grow is None:
+            raise Unsupported(f"{what}: its file system is not ours; grow what lies under {pool.row.path}")
+        with failures.told_as(what):
+            pool.spec.grow(size_bytes)
+
     def honouring(self, option: str) -> list[str]:
         """Return the drivers of available pools that honour an option."""
         able = {pool.row.driver for pool in self if pool.driver is not None and option in pool.driver.options}
         return sorted(able)
 
-    def open_all(self) -> list[Pool]:
-        """Open every configured pool that is not open; return those that came to be. Never raises an Error of ours."""
-        opened = []
+    def open_all(self, recover: Callable[[Pool, Driver], None]) -> None:
+        """Open every configured pool that is not open, and let `recover` end in it what a crash left.
+
+        Only then can verbs reach it, so that none runs beside its recovery. A pool that fails stays
+        unavailable with the reason; no Error passes.
+        """
         for spec in self._specs.values():
             known = next((pool for pool in self._pools.values() if pool.row.name == spec.name), None)
             if known is not None and known.driver is not None:
                 continue
+            is_new = known is None or known.row.id < 0
             try:
-                pool = self._open(spec, None if known is None else known.row)
+                pool, driver = self._open(spec, None if known is None or is_new else known.row)
+                if known is not None and is_new:
+                    del self._pools[known.row.id]
+                known = self._pools[pool.row.id] = pool
+                recover(pool, driver)
             except Error as err:
                 self._note_failure(spec, known, str(err))
-                continue
-            self._pools[pool.row.id] = pool
-            opened.append(pool)
-        return opened
+            else:
+                pool.driver = driver
 
     def choose(self, *, driver: str | None, name: str | None) -> Pool:
         """Return the pool for a new volume: the named one, or the driver's one with the most free space.
@@ -131,7 +152,7 @@ class Pools:
             return candidates[0]
         return max(candidates, key=lambda pool: fs.capacity(Path(pool.row.path))[1])
 
-    def _open(self, spec: Spec, row: model.Pool | None) -> Pool:
+    def _open(self, spec: Spec, row: model.Pool | None) -> tuple[Pool, Driver]:
         with failures.told_as(f"cannot open pool {spec.name}"):
             if spec.prepare is not None:
                 spec.prepare()
@@ -142,7 +163,7 @@ class Pools:
         for key in on_disk:
             letter, number = model.key_number(key)
             self._store.raise_id("volumes" if letter == "v" else "snapshots", number)
-        return Pool(row, spec, driver)
+        return Pool(row, spec, reason="it is being recovered"), driver
 
     def _identify(self, spec: Spec, row: model.Pool | None) -> model.Pool:
         found = _read_marker(spec.path)

@@ -5,43 +5,35 @@ that did not move stay, and the trees that nothing points to are removed. A tree
 knows is reported and never deleted: the database may be the older of the two.
 """
 
+import functools
 import logging
 from dataclasses import replace
 
 from voldriverd import model
 from voldriverd.driver import Driver, Key
-from voldriverd.engine import creation, failures, links, mounts, pools, trees, volumes
+from voldriverd.engine import creation, failures, inspection, links, mounts, pools, trees, volumes
 from voldriverd.engine.context import Engine
 from voldriverd.errors import Error, NotFound
 from voldriverd.model import SnapshotState, VolumeState
 
 _log = logging.getLogger(__name__)
 
-MISSING = "its tree is missing from the pool: was it removed by hand, or the pool replaced by an older copy?"
-
 
 def recover(engine: Engine) -> None:
     """Open all pools, end what a crash left, and reconcile holders with the kernel. Raises Unusable (database)."""
     open_pools(engine)
     forget_other_boots(engine)
+    inspection.sweep(engine)
     mounts.reconcile(engine, engine.store.volumes(), mounts.used_keys(engine))
     links.rebuild(engine)
 
 
-def open_pools(engine: Engine) -> list[pools.Pool]:
-    """Open the pools that are not open, and end in each what a crash left; return those that came to be."""
-    opened = []
-    for pool in engine.pools.open_all():
-        try:
-            _recover_pool(engine, pool)
-        except Error as err:  # served as unavailable, so that the other pools are
-            pool.driver, pool.reason = None, str(err)
-        else:
-            opened.append(pool)
+def open_pools(engine: Engine) -> None:
+    """Open the pools that are not open, and end in each what a crash left."""
+    engine.pools.open_all(functools.partial(_recover_pool, engine))
     for pool in engine.pools:
         if pool.driver is None:
             _log.warning("verb=open pool=%s result=%s", pool.row.name, pool.reason)
-    return opened
 
 
 def forget_other_boots(engine: Engine) -> None:
@@ -51,9 +43,8 @@ def forget_other_boots(engine: Engine) -> None:
         engine.store.commit(lambda write: write.drop_mounts(gone), is_vital=True)
 
 
-def _recover_pool(engine: Engine, pool: pools.Pool) -> None:
-    assert pool.driver is not None, f"pool {pool.row.name} is not open"
-    driver, pool_id = pool.driver, pool.row.id
+def _recover_pool(engine: Engine, pool: pools.Pool, driver: Driver) -> None:
+    pool_id = pool.row.id
     with failures.told_as(f"cannot recover pool {pool.row.name}"):
         on_disk = driver.trees()
         for volume in engine.store.volumes():
@@ -84,8 +75,8 @@ def _end_verb(engine: Engine, driver: Driver, volume: model.Volume, on_disk: set
         elif volume.message is not None:
             resting = replace(resting, message=None)
     elif not _make_again(engine, driver, volume):
-        resting = replace(resting, message=MISSING)
-        _log.error("verb=recover volume=%s key=%s result=%s", volume.name, volume.key, MISSING)
+        resting = replace(resting, message=mounts.MISSING)
+        _log.error("verb=recover volume=%s key=%s result=%s", volume.name, volume.key, mounts.MISSING)
     if resting != volume:
         engine.store.commit(lambda write: write.put_volume(resting), is_vital=True)
 
@@ -97,7 +88,7 @@ def _end_create(engine: Engine, driver: Driver, volume: model.Volume, on_disk: s
         if tree.key not in on_disk:
             if tree.source is not None and tree.source not in on_disk:
                 raise NotFound(f"cannot create volume {volume.name}: its source is gone")
-            volumes.finish_create(engine, creation.Plan(volume, tree))
+            volumes.finish_create(engine, creation.Plan(volume, tree), driver)
             return
         ready = replace(volume, state=VolumeState.INACTIVE)
         if tree.source is not None and volume.size_bytes is not None:

@@ -7,7 +7,7 @@ from voldriverd import model
 from voldriverd.driver import Driver, Key, TreeOptions
 from voldriverd.engine import creation, failures, trees, use
 from voldriverd.engine.context import Engine
-from voldriverd.errors import Error, Unsupported
+from voldriverd.errors import Error, Exists, Unsupported
 from voldriverd.model import VolumeState
 from voldriverd.store.write import Write
 
@@ -29,7 +29,7 @@ def create(
         return plan
     if begun is not None:
         begun(plan.volume)
-    return finish_create(engine, plan)
+    return finish_create(engine, plan, engine.pools.driver(plan.volume.pool_id))
 
 
 def begin_create(engine: Engine, request: creation.Request, volume_id: model.VolumeId) -> creation.Plan | model.Volume:
@@ -39,6 +39,8 @@ def begin_create(engine: Engine, request: creation.Request, volume_id: model.Vol
     InUse (the source of a clone), Unsupported, Unusable; then nothing has changed.
     """
     existing = engine.store.volume_named(request.name)
+    if existing is not None and request.must_be_new:
+        raise Exists(f"cannot create volume {request.name}: a volume of this name exists")
     if existing is not None:
         return creation.agreed(engine, existing, request.options)
     plan = creation.plan(engine, request, volume_id)
@@ -51,10 +53,9 @@ def begin_create(engine: Engine, request: creation.Request, volume_id: model.Vol
     return plan
 
 
-def finish_create(engine: Engine, plan: creation.Plan) -> model.Volume:
+def finish_create(engine: Engine, plan: creation.Plan, driver: Driver) -> model.Volume:
     """Make the tree of a begun volume and commit that it is ready; what fails leaves no volume."""
     volume, tree = plan.volume, plan.tree
-    driver = engine.pools.driver(volume.pool_id)
     ready = replace(volume, state=VolumeState.INACTIVE)
     try:
         with failures.told_as(f"cannot create volume {volume.name}"):
@@ -76,8 +77,13 @@ def clone(driver: Driver, source: Key, target: Key, *, size_bytes: int | None) -
         driver.resize(target, size_bytes)
 
 
-def resize(engine: Engine, volume: model.Volume, size_bytes: int) -> model.Volume:
-    """Set the size of a volume, mounted or not. Raises Invalid, Unsupported, Unusable; then the old size stands."""
+def resize(
+    engine: Engine, volume: model.Volume, size_bytes: int, *, begun: Callable[[model.Volume], None] | None = None
+) -> model.Volume:
+    """Set the size of a volume, mounted or not. Raises Invalid, Unsupported, Unusable; then the old size stands.
+
+    `begun` is called once the row says that it is being resized.
+    """
     what = f"cannot resize volume {volume.name}"
     use.ensure_resting(volume, what)
     driver = engine.pools.driver(volume.pool_id)
@@ -85,7 +91,10 @@ def resize(engine: Engine, volume: model.Volume, size_bytes: int) -> model.Volum
         driver.complete(TreeOptions(size_bytes=size_bytes))  # says what is to be done about it
         raise Unsupported(f"{what}: driver {volume.driver} has no sizes")
     settled = replace(volume, size_bytes=size_bytes)
-    engine.store.commit(lambda write: write.put_volume(replace(settled, state=VolumeState.UPDATING)))
+    updating = replace(settled, state=VolumeState.UPDATING)
+    engine.store.commit(lambda write: write.put_volume(updating))
+    if begun is not None:
+        begun(updating)
     try:
         with failures.told_as(what):
             driver.resize(volume.tree, size_bytes)

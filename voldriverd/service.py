@@ -34,6 +34,8 @@ WAIT_S: Final = 50.0
 """How long a call waits for a busy volume; dockerd gives up after 60 s."""
 MOUNT_WAIT_S: Final = 100.0
 """The same for `Mount`, where dockerd gives up after 120 s."""
+UNMOUNT_ANSWER_S: Final = 10.0
+"""When `Unmount` is answered although it goes on: it may flush gigabytes, and dockerd waits for it 60 s."""
 API_WAIT_S: Final = 5.0
 """The same for the API, whose Go client gives up after 10 s; then it answers 409."""
 CREATE_ANSWER_S: Final = 3.0
@@ -149,10 +151,16 @@ class Service:
         return await self._verb("mount", volume_id, work, wait_s=MOUNT_WAIT_S)
 
     async def unmount(self, volume_id: model.VolumeId, holder: str) -> None:
-        """Let a holder go once; a busy mount is no error."""
-        await self._verb(
-            "unmount", volume_id, lambda volume: mounts.unmount(self.engine, volume, holder), wait_s=WAIT_S
+        """Let a holder go once, at once, and unmount after the last one.
+
+        A busy volume is no error: dockerd would use the holder's name again for ever. What cannot be
+        unmounted within UNMOUNT_ANSWER_S goes on, and what cannot be at all is left to reconciliation.
+        """
+        await asyncio.shield(self._spawn(self.in_thread(mounts.let_go, self.engine, volume_id, holder)))
+        task = self._spawn(
+            self._quietly("unmount", volume_id, lambda volume: mounts.detach_unheld(self.engine, volume), wait_s=WAIT_S)
         )
+        await asyncio.wait([task], timeout=UNMOUNT_ANSWER_S)
 
     async def snapshot(
         self, volume_id: model.VolumeId, wish: snapshots.Wish, *, answer_s: float | None = None
@@ -199,8 +207,7 @@ class Service:
         """Give what differs between a snapshot and another of its volume (None: its present content); it blocks."""
         async with AsyncExitStack() as stack:
             volume = await stack.enter_async_context(self._pinned([each for each in (snapshot, other) if each]))
-            frozen = self._frozen(volume) if other is None else None
-            key = other.tree if other is not None else await stack.enter_async_context(frozen)
+            key = await stack.enter_async_context(self._frozen(volume)) if other is None else other.tree
             changes = inspection.difference(self.engine, volume, snapshot, key)
             stack.push_async_callback(self.in_thread, changes.close)
             yield changes
@@ -230,6 +237,7 @@ class Service:
             yield self.row(volume_id)
         finally:
             self._pins.subtract(keys)
+            self._pins = +self._pins  # those that nobody holds go
 
     @asynccontextmanager
     async def _frozen(self, volume: model.Volume) -> AsyncIterator[Key]:
@@ -365,8 +373,12 @@ class Service:
         loop = asyncio.get_running_loop()
         begun: asyncio.Future[_T] = loop.create_future()
 
+        def keep(row: _T) -> None:
+            if not begun.done():  # it began before, and was tried again after a shortage
+                begun.set_result(row)
+
         def note(row: _T) -> None:
-            loop.call_soon_threadsafe(lambda: begun.done() or begun.set_result(row))
+            loop.call_soon_threadsafe(keep, row)
 
         task = self._spawn(self._relieved(lambda: attempt(note)))
         await asyncio.wait([task], timeout=answer_s)
@@ -449,9 +461,11 @@ class Service:
 
         return await asyncio.shield(self._spawn(locked()))
 
-    async def _quietly(self, verb: str, volume_id: model.VolumeId, work: Callable[[model.Volume], object]) -> None:
+    async def _quietly(
+        self, verb: str, volume_id: model.VolumeId, work: Callable[[model.Volume], object], *, wait_s: float = 0
+    ) -> None:
         try:
-            await self._verb(verb, volume_id, work, wait_s=0)
+            await self._verb(verb, volume_id, work, wait_s=wait_s)
         except (Error, OSError) as err:
             _log.warning("verb=%s volume=1v%d result=%s", verb, volume_id, err)
 

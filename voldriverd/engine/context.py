@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from voldriverd import store
-from voldriverd.engine import pools, trees
+from voldriverd.engine import pools, reading, trees
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +35,7 @@ class Engine:
     limits: Limits = field(default_factory=Limits)
     now: Callable[[], datetime] = utc_now
     garbage: trees.Garbage = field(default_factory=trees.Garbage)
+    readers: reading.Readers = field(default_factory=reading.Readers)
 
     @property
     def mounts(self) -> Path:

@@ -1,6 +1,7 @@
 """Snapshots: create, remove, and revert, which keeps what it displaces."""
 
 import uuid
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Final
@@ -26,11 +27,18 @@ class Wish:
     expires_at: datetime | None = None
 
 
-def create(engine: Engine, volume: model.Volume, wish: Wish) -> model.Snapshot:
+Reverted = tuple[model.Volume, model.Snapshot]
+"""A volume with its new content, and the automatic snapshot of what that displaced."""
+
+
+def create(
+    engine: Engine, volume: model.Volume, wish: Wish, *, begun: Callable[[model.Snapshot], None] | None = None
+) -> model.Snapshot:
     """Freeze the present content of a volume, mounted or not, as one instant.
 
-    Raises Exists (the name is taken), Unsupported (in use, and the driver is not INSTANT), Unusable.
-    After a crash it is there whole, or not at all.
+    `begun` is called once the snapshot has a row; a long copy may follow. Raises Exists (the name is
+    taken), Unsupported (in use, and the driver is not INSTANT), Unusable. After a crash it is there
+    whole, or not at all.
     """
     what = f"cannot snapshot volume {volume.name}"
     use.ensure_resting(volume, what)
@@ -47,6 +55,8 @@ def create(engine: Engine, volume: model.Volume, wish: Wish) -> model.Snapshot:
         write.put_snapshot(snapshot)
 
     engine.store.commit(begin)
+    if begun is not None:
+        begun(snapshot)
     try:
         with failures.told_as(what):
             driver.clone(volume.tree, tree.key, read_only=True)
@@ -73,10 +83,13 @@ def remove(engine: Engine, volume: model.Volume, snapshot: model.Snapshot) -> mo
     return gone
 
 
-def revert(engine: Engine, volume: model.Volume, snapshot: model.Snapshot) -> tuple[model.Volume, model.Snapshot]:
+def revert(
+    engine: Engine, volume: model.Volume, snapshot: model.Snapshot, *, begun: Callable[[Reverted], None] | None = None
+) -> Reverted:
     """Give a volume the content of one of its snapshots; return it with the automatic snapshot of what was displaced.
 
-    Both pointers move in one commit. Raises Invalid (another volume's snapshot), NotFound, InUse, Unusable.
+    Both pointers move in one commit; `begun` is called with what both will be. Raises Invalid
+    (another volume's snapshot), NotFound, InUse, Unusable.
     """
     what = f"cannot revert volume {volume.name}"
     use.ensure_resting(volume, what)
@@ -86,12 +99,18 @@ def revert(engine: Engine, volume: model.Volume, snapshot: model.Snapshot) -> tu
         raise NotFound(f"{what}: snapshot 1s{snapshot.id} is {snapshot.state.value}")
     use.ensure_unused(engine, volume, what)
     space.ensure_reserve(engine, engine.pools.get(volume.pool_id), what)
-    return displace(engine, volume, snapshot.tree, size_bytes=snapshot.size_bytes, verb="revert")
+    return displace(engine, volume, snapshot.tree, size_bytes=snapshot.size_bytes, verb="revert", begun=begun)
 
 
 def displace(
-    engine: Engine, volume: model.Volume, source: Key, *, size_bytes: int | None, verb: str
-) -> tuple[model.Volume, model.Snapshot]:
+    engine: Engine,
+    volume: model.Volume,
+    source: Key,
+    *,
+    size_bytes: int | None,
+    verb: str,
+    begun: Callable[[Reverted], None] | None = None,
+) -> Reverted:
     """Point an unused volume to a clone of `source` and keep its present tree as `before-VERB-UTC`.
 
     The larger of both sizes is kept (D5). A failure or crash before the last commit leaves all as it was.
@@ -100,25 +119,27 @@ def displace(
     kept = _displaced_row(engine, volume, verb)
     key = model.volume_key(volume.id, volume.content + 1)
     size_bytes = max((size for size in (size_bytes, volume.size_bytes) if size is not None), default=None)
-    begun = replace(volume, state=VolumeState.REVERTING, content=volume.content + 1)
+    going = replace(volume, state=VolumeState.REVERTING, content=volume.content + 1)
     added = (_tree_of(engine, volume, kept.tree, source=volume.tree), _tree_of(engine, volume, key, source=source))
 
     def begin(write: Write) -> None:
         for tree in added:
             write.add_tree(tree)
-        write.put_volume(begun)
+        write.put_volume(going)
 
     engine.store.commit(begin)
+    if begun is not None:
+        begun((going, kept))
     try:
         with failures.told_as(f"cannot {verb} volume {volume.name}"):
             driver.clone(volume.tree, added[0].key, read_only=True)
             volumes.clone(driver, source, key, size_bytes=size_bytes)
     except Error:
-        resting = replace(begun, state=VolumeState.INACTIVE)
+        resting = replace(going, state=VolumeState.INACTIVE)
         engine.store.commit(lambda write: write.put_volume(resting), is_vital=True)
         trees.discard(engine, volume.pool_id, *(tree.key for tree in added))
         raise
-    moved = replace(begun, state=VolumeState.INACTIVE, key=key, size_bytes=size_bytes)
+    moved = replace(going, state=VolumeState.INACTIVE, key=key, size_bytes=size_bytes)
 
     def move(write: Write) -> None:
         write.put_volume(moved)
@@ -132,12 +153,12 @@ def displace(
 def set_properties(
     engine: Engine, volume: model.Volume, snapshot: model.Snapshot, *, name: str | None, description: str | None
 ) -> model.Snapshot:
-    """Change the name or the description, what is not None. Raises Exists (the name is taken)."""
-    if name is not None and name != snapshot.name and engine.store.snapshot_named(volume.id, name) is not None:
+    """Change the name or description, what is not None; an empty text is none. Raises Exists (the name is taken)."""
+    if name and name != snapshot.name and engine.store.snapshot_named(volume.id, name) is not None:
         raise Exists(f"cannot rename snapshot 1s{snapshot.id}: volume {volume.name} has one named {name} already")
     changed = replace(
         snapshot,
-        name=snapshot.name if name is None else name,
+        name=snapshot.name if name is None else name or None,
         description=snapshot.description if description is None else description or None,
     )
     engine.store.commit(lambda write: write.put_snapshot(changed))

@@ -39,6 +39,11 @@ def is_short(engine: Engine, pool: pools.Pool) -> bool:
     return free < total * engine.limits.reserve
 
 
+def capacity(pool: pools.Pool) -> tuple[int, int]:
+    """Return (total, free) bytes of a pool's file system. Raises OSError."""
+    return fs.capacity(Path(pool.row.path))
+
+
 def trash_in_order(engine: Engine, pool: pools.Pool) -> list[model.Volume]:
     """Return the trashed volumes of a pool in the order in which a shortage destroys them.
 

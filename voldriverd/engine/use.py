@@ -72,6 +72,15 @@ def in_use(what: str, users: list[User]) -> InUse:
     return InUse(f"{what}: it is mounted by {', '.join(named)}" + (f" and {more} more" if more else ""))
 
 
+def describe(engine: Engine, volume: model.Volume, what: str) -> str:
+    """Return the line that says who uses a volume: the processes that the kernel shows, else the holders."""
+    users = engine.pools.driver(volume.pool_id).users(volume.tree)
+    if users:
+        return str(in_use(what, users))
+    holders = [holder_name(mount) for mount in engine.store.mounts(volume.id)[:_NAMED_MAX]]
+    return f"{what}: it is mounted by {', '.join(holders) or 'nobody any more'}"
+
+
 def holder_name(mount: model.Mount) -> str:
     """Name a holder for people: the host, or the beginning of a container's mount id."""
     return "the host" if mount.holder == model.HOST_HOLDER else f"container mount {mount.holder[:12]}"

@@ -1,0 +1,234 @@
+"""The one description of all types: schemas, the dispatch, the parsing of bodies and the filters come from it.
+
+Fields and marks are those of Rancher 1.x (rancher-api 2.1 to 2.5, 3); what is ours is an `_own` field. No field of
+ours bears the name of a link or an action, for Rancher's Python client binds those as methods.
+"""
+
+from collections.abc import Mapping
+from typing import Final
+
+from voldriverd import names
+from voldriverd.api.rancher.schema import Action, Field, Link, Schema
+
+DESCRIPTION_MAX: Final = 1_024
+
+TRANSITIONING: Final = ("yes", "no", "error")
+VOLUME_STATES: Final = (
+    *("registering", "active", "inactive", "reverting-active", "reverting-inactive"),
+    *("updating-active", "updating-inactive", "removed", "purged"),
+)
+SNAPSHOT_STATES: Final = ("creating", "created", "removed")
+HEALTHS: Final = ("available", "unavailable")
+
+
+def _own(type_: str, description: str, *, update: bool = False, create: bool = False, nullable: bool = True) -> Field:
+    return Field(type_, create=create, update=update, nullable=nullable, description=description, is_addition=True)
+
+
+def _common(states: tuple[str, ...]) -> dict[str, Field]:
+    """Return the fields that every resource has (rancher-api 3)."""
+    return {
+        "accountId": Field("reference[account]"),
+        "created": Field("date"),
+        "description": Field("string", max_length=DESCRIPTION_MAX),
+        "id": Field("int"),
+        "kind": Field("string", max_length=255),
+        "name": Field("string", max_length=255),
+        "removed": Field("date"),
+        "state": Field("enum", options=states, nullable=False),
+        "transitioning": Field("enum", options=TRANSITIONING, nullable=False),
+        "transitioningMessage": Field("string"),
+        "transitioningProgress": Field("int"),
+        "uuid": Field("string", max_length=128),
+    }
+
+
+_NAME: Final = Field("string", create=True, required=True, nullable=False, unique=True, max_length=names.NAME_MAX)
+_DESCRIPTION: Final = Field("string", create=True, update=True, max_length=DESCRIPTION_MAX)
+_SNAPSHOT_NAME: Final = Field("string", create=True, update=True, max_length=names.NAME_MAX)
+_EXPIRES: Final = _own("date", "when it is removed by itself", create=True)
+
+VOLUME: Final = Schema(
+    id="volume",
+    letters="v",
+    collection_methods=("GET", "POST"),
+    resource_methods=("GET", "PUT", "DELETE"),
+    fields=_common(VOLUME_STATES)
+    | {
+        "name": _NAME,
+        "description": _DESCRIPTION,
+        "driver": Field("string", create=True, required=True, nullable=False),
+        "driverOpts": Field("map[string]", create=True),
+        "accessMode": Field("string", max_length=255),
+        "externalId": Field("string", max_length=128),
+        "imageId": Field("reference[image]"),
+        "instanceId": Field("reference[instance]"),
+        "isHostPath": Field("boolean", default=False, nullable=False),
+        "uri": Field("string", max_length=512),
+        "removeTime": _own("date", "when a removed volume is destroyed"),
+        "storagePoolId": _own("reference[storagePool]", "the pool that it lies in"),
+        "mountpoint": _own("string", "where it is mounted, while it is active"),
+        "sizeBytes": _own("int", "its size; null: it has no limit"),
+        "usedBytes": _own("int", "what is used of it; null: this driver does not tell"),
+        "snapshotCount": _own("int", "how many snapshots it has", nullable=False),
+        "labels": _own("map[string]", "free labels, replaced as a whole", create=True, update=True),
+        "protected": _own("boolean", "whether its removal is refused", create=True, update=True, nullable=False),
+        "health": Field("enum", options=HEALTHS, nullable=False, is_addition=True),
+        "displacedSnapshotId": _own("reference[snapshot]", "in the answer of reverttosnapshot: what was displaced"),
+    },
+    actions={
+        "snapshot": Action(input="volumeSnapshotInput", output="snapshot"),
+        "reverttosnapshot": Action(input="revertToSnapshotInput", output="volume"),
+        "remove": Action(output="volume"),
+        "restore": Action(input="volumeRestoreInput", output="volume"),
+        "purge": Action(output="volume"),
+        "activate": Action(output="volume"),
+        "deactivate": Action(output="volume"),
+        "clone": Action(input="volumeCloneInput", output="volume"),
+        "resize": Action(input="volumeResizeInput", output="volume"),
+    },
+    links={
+        "snapshots": Link("snapshot", here="id", there="volumeId"),
+        "mounts": Link("mount", here="id", there="volumeId"),
+        "storagepools": Link("storagePool", here="storagePoolId", there="id"),
+    },
+)
+
+SNAPSHOT: Final = Schema(
+    id="snapshot",
+    letters="s",
+    collection_methods=("GET", "POST"),
+    resource_methods=("GET", "PUT", "DELETE"),
+    fields=_common(SNAPSHOT_STATES)
+    | {
+        "name": _SNAPSHOT_NAME,
+        "description": _DESCRIPTION,
+        "volumeId": Field("reference[volume]", create=True, required=True, nullable=False),
+        "managedVolumeUUID": Field("string"),
+        "removeTime": _own("date", "when it is destroyed with its volume, which is in the trash"),
+        "sizeBytes": _own("int", "the size of the volume then; null: it had no limit"),
+        "automatic": _own("boolean", "whether a revert or restore made it", nullable=False),
+        "expires": _EXPIRES,
+    },
+    actions={"remove": Action(output="snapshot")},
+    links={"volume": Link("volume", here="volumeId", there="id", is_single=True)},
+)
+
+STORAGE_POOL: Final = Schema(
+    id="storagePool",
+    letters="sp",
+    collection_methods=("GET",),
+    fields=_common(("active", "inactive"))
+    | {
+        "blockDevicePath": Field("string"),
+        "driverName": Field("string", max_length=255),
+        "externalId": Field("string", max_length=128),
+        "volumeAccessMode": Field("string", max_length=255),
+        "volumeCapabilities": Field("array[string]"),
+        "path": _own("string", "its root directory"),
+        "capacityBytes": _own("int", "of its file system"),
+        "freeBytes": _own("int", "of its file system"),
+        "health": Field("enum", options=HEALTHS, nullable=False, is_addition=True),
+        "volumeCount": _own("int", "how many volumes lie in it, those in the trash included", nullable=False),
+        "orphans": _own("array[string]", "trees on disk that the daemon does not know; it leaves them alone"),
+    },
+    actions={"grow": Action(input="storagePoolGrowInput", output="storagePool")},
+    links={"volumes": Link("volume", here="id", there="storagePoolId")},
+)
+
+MOUNT: Final = Schema(
+    id="mount",
+    letters="m",
+    collection_methods=("GET",),
+    fields=_common(("active",))
+    | {
+        "instanceId": Field("reference[instance]"),
+        "path": Field("string", max_length=512),
+        "permissions": Field("string", max_length=128),
+        "volumeId": Field("reference[volume]"),
+        "holder": _own("string", "the mount id of a container, or host", nullable=False),
+        "count": _own("int", "how many times it was mounted for this holder", nullable=False),
+    },
+    links={"volume": Link("volume", here="volumeId", there="id", is_single=True)},
+)
+
+HOST: Final = Schema(
+    id="host",
+    letters="h",
+    collection_methods=("GET",),
+    fields=_common(("active",))
+    | {
+        "hostname": Field("string", max_length=255),
+        "version": _own("string", "of voldriverd", nullable=False),
+        "root": _own("string", "its root directory", nullable=False),
+        "defaultDriver": _own("string", "of a volume that names none", nullable=False),
+        "volumeCount": _own("int", "volumes that are not in the trash", nullable=False),
+        "mountedCount": _own("int", "of these, how many are mounted", nullable=False),
+        "snapshotCount": _own("int", "snapshots of these", nullable=False),
+        "trashCount": _own("int", "volumes in the trash", nullable=False),
+    },
+)
+
+SCHEMA: Final = Schema(
+    id="schema",
+    collection_methods=("GET",),
+    fields={
+        "pluralName": Field("string"),
+        "includeableLinks": Field("array[string]"),
+        "resourceActions": Field("map[json]"),
+        "collectionActions": Field("map[json]"),
+        "collectionFields": Field("map[json]"),
+        "collectionFilters": Field("map[json]"),
+        "resourceFields": Field("map[json]"),
+        "resourceMethods": Field("array[string]"),
+        "collectionMethods": Field("array[string]"),
+    },
+)
+
+ERROR: Final = Schema(
+    id="error",
+    resource_methods=(),
+    fields={
+        "status": Field("int"),
+        "code": Field("string"),
+        "message": Field("string"),
+        "detail": Field("string"),
+        "fieldName": Field("string"),
+    },
+)
+
+API_VERSION: Final = Schema(id="apiVersion", collection_methods=("GET",), fields={})
+
+INPUTS: Final = (
+    Schema(
+        id="volumeSnapshotInput",
+        fields={
+            "name": Field("string", create=True, nullable=False, max_length=names.NAME_MAX),
+            "description": _own("string", "of the snapshot", create=True),
+            "expires": _EXPIRES,
+        },
+    ),
+    Schema(
+        id="revertToSnapshotInput",
+        fields={"snapshotId": Field("reference[snapshot]", create=True, required=True, nullable=False)},
+    ),
+    Schema(
+        id="volumeRestoreInput",
+        fields={"name": _own("string", "another name, if the old one is taken", create=True)},
+    ),
+    Schema(
+        id="volumeCloneInput",
+        fields={
+            "name": _NAME,
+            "description": _DESCRIPTION,
+            "snapshotId": _own("reference[snapshot]", "null: the content that the volume has now", create=True),
+            "size": _own("string", "larger than its source's, as in 10G", create=True),
+        },
+    ),
+    Schema(id="volumeResizeInput", fields={"size": Field("string", create=True, required=True, nullable=False)}),
+    Schema(id="storagePoolGrowInput", fields={"size": Field("string", create=True, required=True, nullable=False)}),
+)
+
+ALL: Final[Mapping[str, Schema]] = {
+    each.id: each for each in (API_VERSION, ERROR, HOST, MOUNT, SCHEMA, SNAPSHOT, STORAGE_POOL, VOLUME, *INPUTS)
+}

@@ -1,0 +1,170 @@
+"""Snapshots as resources, and what can be read out of them."""
+
+from collections.abc import Mapping
+from datetime import datetime
+from http import HTTPStatus
+from typing import Any, Final
+
+from aiohttp import web
+
+from voldriverd import model, names
+from voldriverd.api.rancher import body, ids, problems, schemas, streams, times
+from voldriverd.api.rancher.body import Body
+from voldriverd.api.rancher.filters import Wish
+from voldriverd.api.rancher.kind import ACCOUNT, Kind, Made, number, transition
+from voldriverd.api.rancher.problems import Problem
+from voldriverd.engine.snapshots import Wish as SnapshotWish
+from voldriverd.model import SnapshotState
+from voldriverd.service import API_ANSWER_S, Service
+
+
+async def make(service: Service, volume: model.Volume, fields: Mapping[str, Any]) -> model.Snapshot:
+    """Make a snapshot from the parsed fields of an action's input or of a creation; a blank name is none."""
+    name, expires_at = (fields.get("name") or "").strip(), fields.get("expires")
+    _check_expiry(service, expires_at)
+    wish = SnapshotWish(names.snapshot_name(name) if name else None, fields.get("description") or None, expires_at)
+    return await service.snapshot(volume.id, wish, answer_s=API_ANSWER_S)
+
+
+def _check_expiry(service: Service, expires_at: datetime | None) -> None:
+    if expires_at is not None and expires_at <= service.engine.now():
+        raise problems.invalid("InvalidOption", "cannot use expires: it is in the past", field="expires")
+
+
+async def _find(service: Service, text: str) -> model.Snapshot:
+    snapshot_id = model.SnapshotId(number(schemas.SNAPSHOT, text))
+    snapshot = service.store.snapshot(snapshot_id)
+    if snapshot is None:
+        fault = service.fault(f"1s{snapshot_id}")
+        raise problems.not_found(f"there is no snapshot 1s{snapshot_id}" + (f": {fault}" if fault else ""))
+    return snapshot
+
+
+async def _rows(service: Service, wish: Wish) -> list[model.Snapshot]:
+    wanted = wish.equal("volumeId")
+    volume_id = None if wanted is None else ids.parse(schemas.VOLUME, wanted)
+    if wanted is not None and volume_id is None:
+        return []
+    found = await service.in_thread(service.store.snapshots, volume_id)
+    return [snapshot for snapshot in found if wish.has_removed or _is_live(service, snapshot)]
+
+
+def _is_live(service: Service, snapshot: model.Snapshot) -> bool:
+    """Tell whether it is neither gone nor in the trash together with its volume."""
+    volume = service.store.volume(snapshot.volume_id)
+    return snapshot.state is not SnapshotState.REMOVED and volume is not None and volume.is_live
+
+
+def _identify(snapshot: model.Snapshot) -> str:
+    return ids.show(schemas.SNAPSHOT, snapshot.id)
+
+
+def _show(service: Service, snapshot: model.Snapshot) -> dict[str, Any]:
+    volume = service.store.volume(snapshot.volume_id) or service.store.ended_volume(snapshot.volume_id)
+    state, removed_at, destroy_at = snapshot.state, snapshot.removed_at, None
+    if volume is not None and not volume.is_live and state is not SnapshotState.REMOVED:
+        state, removed_at, destroy_at = SnapshotState.REMOVED, volume.removed_at, volume.destroy_at
+    return {
+        "name": snapshot.name,
+        "state": state.value,
+        "accountId": ACCOUNT,
+        "automatic": snapshot.is_automatic,
+        "description": snapshot.description,
+        "kind": "snapshot",
+        "managedVolumeUUID": None if volume is None else volume.uuid,
+        "sizeBytes": snapshot.size_bytes,
+        "uuid": snapshot.uuid,
+        "volumeId": ids.show(schemas.VOLUME, snapshot.volume_id),
+        **times.shown(
+            created=snapshot.created_at, expires=snapshot.expires_at, removed=removed_at, removeTime=destroy_at
+        ),
+        **transition(is_going=state is SnapshotState.CREATING, fault=None),
+    }
+
+
+def _offered(service: Service, snapshot: model.Snapshot) -> frozenset[str]:
+    volume = service.store.volume(snapshot.volume_id)
+    return frozenset() if volume is None else model.snapshot_actions(snapshot, volume)
+
+
+async def _refusal(service: Service, snapshot: model.Snapshot, action: str) -> str:
+    what = f"cannot {action} snapshot {snapshot.shown_name}"
+    if snapshot.state is SnapshotState.CREATED and not _is_live(service, snapshot):
+        return f"{what}: it is in the trash with its volume"
+    return f"{what}: it is {snapshot.state.value}"
+
+
+async def _create(service: Service, given: Body) -> Made:
+    fields = body.parse_creation(schemas.SNAPSHOT, given)
+    volume = service.store.volume(model.VolumeId(fields["volumeId"]))
+    if volume is None or not volume.is_live:
+        state = "does not exist" if volume is None else "is in the trash"
+        message = f"cannot create a snapshot: volume 1v{fields['volumeId']} {state}"
+        raise problems.invalid("InvalidReference", message, field="volumeId")
+    return Made("snapshot", await make(service, volume, fields), HTTPStatus.CREATED)
+
+
+async def _update(service: Service, snapshot: model.Snapshot, given: Body) -> Made:
+    fields = body.parse_update(schemas.SNAPSHOT, given)
+    if not _is_live(service, snapshot):
+        raise Problem(HTTPStatus.METHOD_NOT_ALLOWED, await _refusal(service, snapshot, "change"))
+    changes = {key: (fields[key] or "").strip() if key in fields else None for key in ("name", "description")}
+    if changes["name"]:
+        names.snapshot_name(changes["name"])
+    return Made("snapshot", await service.set_snapshot(snapshot.id, **changes) if fields else snapshot)
+
+
+async def _remove(service: Service, snapshot: model.Snapshot) -> Made:
+    if "remove" not in _offered(service, snapshot):
+        raise Problem(HTTPStatus.METHOD_NOT_ALLOWED, await _refusal(service, snapshot, "remove"))
+    return Made("snapshot", await service.remove_snapshot(snapshot.id))
+
+
+async def _remove_action(service: Service, snapshot: model.Snapshot, _body: Body) -> Made:
+    return await _remove(service, snapshot)
+
+
+async def _difference(
+    service: Service, snapshot: model.Snapshot, request: web.BaseRequest, schemas_url: str
+) -> web.StreamResponse:
+    """Answer with one JSON object a line, `{"path": …, "change": "added"}`, sorted by path."""
+    wanted = request.query.get("to")
+    other = None if wanted is None else await _other(service, snapshot, wanted)
+    async with service.difference(snapshot, other) as changes:
+        lines = (streams.line({"path": change.path, "change": change.kind.value}) for change in changes)
+        return await streams.send(service, request, schemas_url, "application/x-ndjson", lines)
+
+
+async def _other(service: Service, snapshot: model.Snapshot, text: str) -> model.Snapshot:
+    found = ids.parse(schemas.SNAPSHOT, text)
+    other = None if found is None else service.store.snapshot(model.SnapshotId(found))
+    if other is None:
+        raise problems.invalid("InvalidReference", f"there is no snapshot {text[:60]!r}", field="to")
+    if other.volume_id != snapshot.volume_id:
+        message = f"cannot compare snapshot 1s{snapshot.id} with 1s{other.id}: it belongs to another volume"
+        raise problems.invalid("InvalidReference", message, field="to")
+    return other
+
+
+async def _archive(
+    service: Service, snapshot: model.Snapshot, request: web.BaseRequest, schemas_url: str
+) -> web.StreamResponse:
+    """Answer with one file or folder as a tar stream."""
+    async with service.archive(snapshot, request.query.get("path", "")) as chunks:
+        return await streams.send(service, request, schemas_url, "application/x-tar", chunks)
+
+
+KIND: Final = Kind(
+    schema=schemas.SNAPSHOT,
+    find=_find,
+    rows=_rows,
+    show=_show,
+    identify=_identify,
+    offered=_offered,
+    refusal=_refusal,
+    create=_create,
+    update=_update,
+    remove=_remove,
+    actions={"remove": _remove_action},
+    streams={"difference": _difference, "archive": _archive},
+)

@@ -1,8 +1,10 @@
 """Who else shows a directory: private copies of a mount count, those that propagation made do not."""
 
+import os
 import subprocess
-from collections.abc import Iterator
-from contextlib import contextmanager
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import pytest
@@ -25,9 +27,8 @@ def shared(tmp_path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def _namespace(propagation: str) -> Iterator[int]:
-    """Run a process in a copy of our mount namespace; yields its pid."""
-    argv = ["unshare", "-m", "--propagation", propagation, "sh", "-c", "echo ready && exec cat"]
+def _process(argv: Sequence[str]) -> Iterator[int]:
+    """Run a process that says ready and ends when its input does; yields its pid."""
     with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         assert process.stdin is not None
         assert process.stdout is not None
@@ -36,6 +37,11 @@ def _namespace(propagation: str) -> Iterator[int]:
             yield process.pid
         finally:
             process.stdin.close()
+
+
+def _namespace(propagation: str) -> AbstractContextManager[int]:
+    """Run a process in a copy of our mount namespace; yields its pid."""
+    return _process(["unshare", "-m", "--propagation", propagation, "sh", "-c", "echo ready && exec cat"])
 
 
 def _mount_new(place: Path) -> str:
@@ -77,3 +83,173 @@ def test_a_mount_of_a_directory_below_is_elsewhere_and_one_of_a_neighbour_is_not
     mount.bind(shared / "own" / "trees", shared / "neighbour", read_only=False)
     found = mount.elsewhere(device, "/tree", own=shared / "own")
     assert [entry.mount_point for _, entry in found] == [str(shared / "below")]
+
+
+def test_a_copy_of_a_propagated_copy_is_not_elsewhere(shared: Path) -> None:
+    """A service may be started from a service: each namespace follows the one it was copied from."""
+    script = "mount --make-rshared / && unshare -m --propagation slave sh -c 'echo ready && exec cat'; true"
+    with _process(["unshare", "-m", "--propagation", "slave", "sh", "-c", script]) as pid:
+        device = _mount_new(shared / "own")
+        (grandchild,) = _children(pid)
+        assert str(shared / "own") in {entry.mount_point for entry in mount.table(grandchild)}
+        assert mount.elsewhere(device, "/", own=shared / "own") == []
+
+
+def test_a_mount_in_the_namespace_of_a_single_thread_is_seen(tmp_path: Path) -> None:
+    script = (
+        "import ctypes, sys, threading\n"
+        "def hold():\n"
+        "    libc = ctypes.CDLL(None)\n"
+        "    assert libc.unshare(0x200 | 0x20000) == 0\n"  # CLONE_FS | CLONE_NEWNS
+        "    libc.mount(None, b'/', None, 1 << 18 | 1 << 14, None)\n"  # MS_PRIVATE | MS_REC
+        "    assert libc.mount(b'none', sys.argv[1].encode(), b'tmpfs', 0, b'size=64k') == 0\n"
+        "    print('ready', flush=True)\n"
+        "    sys.stdin.read()\n"
+        "threading.Thread(target=hold).start()\n"
+    )
+    with _process([sys.executable, "-c", script, str(tmp_path)]) as pid:
+        assert [found for found, entry in mount.everywhere() if entry.mount_point == str(tmp_path)] == [pid]
+
+
+def test_a_chrooted_process_does_not_hide_the_mounts_of_its_namespace(tmp_path: Path) -> None:
+    """What a process sees in its mount table ends at its root directory."""
+    _mount_new(tmp_path / "outside")
+    (tmp_path / "jail").mkdir()
+    script = (
+        "import os, subprocess, sys\n"
+        "with subprocess.Popen(['cat']):\n"
+        "    os.chroot(sys.argv[1])\n"
+        "    print('ready', flush=True)\n"
+    )
+    with _process(["unshare", "-m", sys.executable, "-c", script, str(tmp_path / "jail")]) as pid:
+        found = {found for found, entry in mount.everywhere() if entry.mount_point == str(tmp_path / "outside")}
+        assert found == {os.getpid(), *_children(pid)}
+    unmount_under(tmp_path)
+
+
+def _children(pid: int) -> set[int]:
+    return {int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()}
+
+
+@pytest.mark.parametrize(
+    "name", ["a b", "tab\there", "new\nline", "back\\slash", "car\rriage", "\udcff\udcfe", "é", "#"]
+)
+def test_odd_names_are_read_back_as_they_are(tmp_path: Path, name: str) -> None:
+    place = tmp_path / name
+    place.mkdir()
+    mount.mount("none", place, fs_type="tmpfs", data="size=64k")
+    try:
+        entry = mount.containing(place)
+        assert entry.mount_point == str(place)
+        assert mount.at(place) == entry
+    finally:
+        mount.unmount(place)
+
+
+def test_the_location_of_a_directory_is_its_path_inside_the_file_system(tmp_path: Path) -> None:
+    device = _mount_new(tmp_path / "fs")
+    (tmp_path / "fs" / "a" / "b").mkdir(parents=True)
+    (tmp_path / "bound").mkdir()
+    mount.bind(tmp_path / "fs" / "a", tmp_path / "bound", read_only=False)
+    assert mount.location(tmp_path / "fs") == (device, "/")
+    assert mount.location(tmp_path / "fs" / "a" / "b") == (device, "/a/b")
+    assert mount.location(tmp_path / "bound" / "b") == (device, "/a/b")
+    unmount_under(tmp_path)
+
+
+def test_a_mount_of_a_directory_that_was_deleted_still_covers_its_path(tmp_path: Path) -> None:
+    device = _mount_new(tmp_path / "fs")
+    (tmp_path / "fs" / "tree").mkdir()
+    (tmp_path / "bound").mkdir()
+    mount.bind(tmp_path / "fs" / "tree", tmp_path / "bound", read_only=False)
+    (tmp_path / "fs" / "tree").rmdir()
+    entry = mount.at(tmp_path / "bound")
+    assert entry is not None
+    assert entry.root == "/tree//deleted"
+    assert mount.covers(entry, device, "/tree")
+    unmount_under(tmp_path)
+
+
+def test_at_finds_the_uppermost_of_stacked_mounts(tmp_path: Path) -> None:
+    _mount_new(tmp_path / "fs")
+    mount.mount("upper", tmp_path / "fs", fs_type="tmpfs", data="size=64k")
+    entry = mount.at(tmp_path / "fs")
+    assert entry is not None
+    assert entry.source == "upper"
+    unmount_under(tmp_path)
+
+
+def test_at_finds_nothing_where_nothing_is_mounted(tmp_path: Path) -> None:
+    assert mount.at(tmp_path) is None
+
+
+def test_a_read_only_bind_refuses_writes_and_its_source_takes_them(tmp_path: Path) -> None:
+    (tmp_path / "source").mkdir()
+    (tmp_path / "target").mkdir()
+    mount.bind(tmp_path / "source", tmp_path / "target", read_only=True)
+    with pytest.raises(OSError, match="Read-only"):
+        (tmp_path / "target" / "file").touch()
+    (tmp_path / "source" / "file").touch()
+    assert (tmp_path / "target" / "file").exists()
+    unmount_under(tmp_path)
+
+
+def test_a_read_only_bind_that_fails_half_way_leaves_no_mount(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(target: Path, *, read_only: bool) -> None:
+        assert read_only
+        raise PermissionError(1, "Operation not permitted", str(target))
+
+    (tmp_path / "source").mkdir()
+    (tmp_path / "target").mkdir()
+    monkeypatch.setattr(mount, "set_read_only", refuse)
+    with pytest.raises(PermissionError):
+        mount.bind(tmp_path / "source", tmp_path / "target", read_only=True)
+    assert mount.at(tmp_path / "target") is None
+
+
+def test_making_a_mount_read_only_keeps_its_other_flags(tmp_path: Path) -> None:
+    place = tmp_path / "fs"
+    place.mkdir()
+    mount.mount("none", place, fs_type="tmpfs", flags=mount.MS_NOSUID | mount.MS_NODEV | 8 | 1024, data="size=64k")
+    before = mount.containing(place).options
+    assert before == "rw,nosuid,nodev,noexec,noatime"
+    mount.set_read_only(place, read_only=True)
+    assert mount.containing(place).options == "ro,nosuid,nodev,noexec,noatime"
+    mount.set_read_only(place, read_only=False)
+    assert mount.containing(place).options == before
+    mount.unmount(place)
+
+
+def test_unmount_names_the_mount_point_and_the_reason(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="Invalid argument") as caught:
+        mount.unmount(tmp_path)
+    assert caught.value.filename == str(tmp_path)
+    _mount_new(tmp_path / "fs")
+    with (tmp_path / "fs" / "file").open("w"), pytest.raises(OSError, match="busy"):
+        mount.unmount(tmp_path / "fs")
+    mount.unmount(tmp_path / "fs")
+
+
+def test_mount_names_the_mount_point_and_the_reason(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="No such device") as caught:
+        mount.mount("none", tmp_path, fs_type="nosuchfs")
+    assert caught.value.filename == str(tmp_path)
+
+
+def test_the_name_of_a_process_is_always_printable() -> None:
+    script = "open('/proc/self/comm', 'wb').write(b'a\\nb\\xff'); print('ready', flush=True); input()"
+    with _process([sys.executable, "-c", f"import sys; {script}"]) as pid:
+        assert mount.process_name(pid) == "a?b\N{REPLACEMENT CHARACTER}"
+
+
+def test_the_name_of_a_process_that_has_gone_is_a_question_mark() -> None:
+    with subprocess.Popen(["true"]) as process:
+        process.wait()
+    assert mount.process_name(process.pid) == "?"
+
+
+def test_the_table_of_a_process_that_has_gone_is_an_error() -> None:
+    with subprocess.Popen(["true"]) as process:
+        process.wait()
+    with pytest.raises(OSError, match="No such"):
+        mount.table(process.pid)

@@ -81,7 +81,7 @@ def unmount(target: Path) -> None:
 def table(pid: int | None = None) -> list[Entry]:
     """Return the mounts of a process's namespace, ours if None; raises OSError if the process has gone."""
     path = f"/proc/{pid or 'self'}/mountinfo"
-    with open(path, encoding="utf-8", errors="surrogateescape") as file:
+    with open(path, encoding="utf-8", errors="surrogateescape", newline="\n") as file:  # a name may hold a bare \r
         return [_parse(line) for line in file]
 
 
@@ -118,24 +118,38 @@ def location(path: Path) -> tuple[str, str]:
 
 
 def everywhere() -> Iterator[tuple[int, Entry]]:
-    """Yield (pid, entry) for all mounts of all mount namespaces, each namespace once, ours first.
+    """Yield (pid, entry) for all mounts of all mount namespaces, each mount once, ours first.
 
-    The pid is one process of that namespace. Processes that end meanwhile are passed over. A
-    namespace that is only kept alive by a bind mount or descriptor, without a process, is not seen.
+    The pid is one process of that namespace; a single thread may have one of its own. Mounts outside the root
+    directory of all processes of their namespace are not seen, nor a namespace that only a bind mount or a
+    descriptor keeps alive. What ends meanwhile is passed over.
     """
+    views: set[tuple[int, str]] = set()
     seen: set[int] = set()
+    for pid, task in _tasks():
+        try:
+            view = os.stat(f"/proc/{task}/ns/mnt").st_ino, os.readlink(f"/proc/{task}/root")
+            if view in views:
+                continue
+            entries = table(task)
+        except OSError:  # it ended between the listing and the look: it holds nothing any more
+            continue
+        views.add(view)
+        for entry in entries:
+            if entry.mount_id not in seen:
+                yield pid, entry
+        seen.update(entry.mount_id for entry in entries)
+
+
+def _tasks() -> Iterator[tuple[int, int]]:
+    """Yield (pid, thread id) of every thread of every process, our own first."""
     own = os.getpid()
     for pid in (own, *(int(name) for name in os.listdir("/proc") if name.isdigit() and int(name) != own)):
         try:
-            namespace = os.stat(f"/proc/{pid}/ns/mnt").st_ino
-            if namespace in seen:
-                continue
-            entries = table(pid)
-        except OSError:  # the process ended between the listing and the look: it holds nothing any more
+            tasks = os.listdir(f"/proc/{pid}/task")
+        except OSError:  # it ended
             continue
-        seen.add(namespace)
-        for entry in entries:
-            yield pid, entry
+        yield from ((pid, int(task)) for task in tasks)
 
 
 def elsewhere(device: str, inside: str, *, own: Path) -> list[tuple[int, Entry]]:
@@ -145,21 +159,23 @@ def elsewhere(device: str, inside: str, *, own: Path) -> list[tuple[int, Entry]]
     too: they go when it goes. A private copy stays, so it counts.
     """
     shown = [(pid, entry) for pid, entry in everywhere() if covers(entry, device, inside)]
-    mine = [entry for pid, entry in shown if pid == os.getpid() and entry.mount_point == str(own)]
-    groups = frozenset[str]().union(*(entry.groups for entry in mine))
-    return [
-        (pid, entry)
-        for pid, entry in shown
-        if entry not in mine and not (entry.mount_point == str(own) and entry.groups & groups)
-    ]
+    at_own = [(pid, entry) for pid, entry in shown if entry.mount_point == str(own)]
+    ours = {entry for pid, entry in at_own if pid == os.getpid()}
+    found = -1
+    while len(ours) > found:  # a copy may have been copied on
+        found = len(ours)
+        groups = frozenset[str]().union(*(entry.groups for entry in ours))
+        ours |= {entry for _, entry in at_own if entry.groups & groups}
+    return [(pid, entry) for pid, entry in shown if entry not in ours]
 
 
 def process_name(pid: int) -> str:
-    """Return the command name of a process, `?` if it has gone."""
+    """Return the command name of a process, printable as it is, `?` if it has gone."""
     try:
-        return Path(f"/proc/{pid}/comm").read_text().strip()
+        name = Path(f"/proc/{pid}/comm").read_bytes()
     except OSError:
         return "?"
+    return "".join(char if char.isprintable() else "?" for char in name.decode(errors="replace").rstrip("\n"))
 
 
 def covers(entry: Entry, device: str, inside: str) -> bool:

@@ -1,0 +1,44 @@
+"""The daemon as a process: it starts, serves both sockets, survives its own end, and leaves nothing."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from tests.running import Running
+from voldriverd.kernel import mount
+
+pytestmark = pytest.mark.root
+
+
+def test_it_serves_both_sockets_on_its_embedded_default(tmp_path: Path) -> None:
+    with Running(tmp_path) as daemon:
+        assert daemon.plugin("Plugin.Activate").body["Implements"] == ["VolumeDriver"]
+        pools = daemon.api("GET", "/v1/storagepools").body["data"]
+        assert {pool["name"] for pool in pools} == {"btrfs", "directory", "loop"}
+
+
+def test_a_restart_after_a_kill_finds_volumes_and_mounts(tmp_path: Path) -> None:
+    with Running(tmp_path) as daemon:
+        daemon.plugin("VolumeDriver.Create", Name="db")
+        place = Path(daemon.plugin("VolumeDriver.Mount", Name="db", ID="c1").body["Mountpoint"])
+        (place / "file").write_text("kept")
+        daemon.kill()
+        daemon.restart()
+        assert (place / "file").read_text() == "kept"
+        assert daemon.plugin("VolumeDriver.Unmount", Name="db", ID="c1").body == {"Err": ""}
+        assert mount.at(place) is None
+
+
+def test_a_daemon_that_cannot_serve_fails_with_its_log(tmp_path: Path) -> None:
+    with pytest.raises(AssertionError, match="key 'sise'"), Running(tmp_path, config='sise = "1"'):
+        pass
+
+
+def test_nothing_is_left_of_mounted_volumes(tmp_path: Path) -> None:
+    with Running(tmp_path) as daemon:
+        for driver in ("btrfs", "directory", "loop"):
+            daemon.plugin("VolumeDriver.Create", Name=f"{driver}-1", Opts={"driver": driver})
+            assert daemon.plugin("VolumeDriver.Mount", Name=f"{driver}-1", ID="c1").status == 200
+    assert not [entry for entry in mount.table() if entry.mount_point.startswith(str(tmp_path))]
+    assert os.listdir(tmp_path / "root" / "embedded") == []

@@ -18,7 +18,7 @@ from typing import Any, Final, TypeVar
 
 from voldriverd import model, names
 from voldriverd.driver import Capability, Change, Key, Usage
-from voldriverd.engine import creation, inspection, mounts, recovery, snapshots, space, trash, trees, volumes
+from voldriverd.engine import askers, creation, inspection, mounts, recovery, snapshots, space, trash, trees, volumes
 from voldriverd.engine.context import Engine
 from voldriverd.errors import Error, InUse, NotFound, Unusable
 from voldriverd.locks import Locks
@@ -65,6 +65,8 @@ class Service:
         self._pins: Counter[Key] = Counter()
         self._usages: dict[model.VolumeId, tuple[float, Usage]] = {}
         self._faults: dict[str, str] = {}
+        self._askers = askers.Askers()
+        self._reconciling: asyncio.Task[None] | None = None
 
     async def stop(self, *, within_s: float) -> bool:
         """Wait for verbs that run; tells whether all have ended. What has not is ended by recovery."""
@@ -148,7 +150,10 @@ class Service:
                 )
             return path
 
-        return await self._verb("mount", volume_id, work, wait_s=MOUNT_WAIT_S)
+        path = await self._verb("mount", volume_id, work, wait_s=MOUNT_WAIT_S)
+        if peer_pid is not None:
+            self._askers.note(volume_id, holder, peer_pid)
+        return path
 
     async def unmount(self, volume_id: model.VolumeId, holder: str) -> None:
         """Let a holder go once, at once, and unmount after the last one.
@@ -157,6 +162,8 @@ class Service:
         unmounted within UNMOUNT_ANSWER_S goes on, and what cannot be at all is left to reconciliation.
         """
         await asyncio.shield(self._spawn(self.in_thread(mounts.let_go, self.engine, volume_id, holder)))
+        if all(mount.holder != holder for mount in self.store.mounts(volume_id)):
+            self._askers.drop(volume_id, holder)
         task = self._spawn(
             self._quietly("unmount", volume_id, lambda volume: mounts.detach_unheld(self.engine, volume), wait_s=WAIT_S)
         )
@@ -300,12 +307,24 @@ class Service:
         A volume that a verb works on is passed over: the next round comes.
         """
         used = await self.in_thread(mounts.used_keys, self.engine)
+        used |= {row.key for row in self.store.volumes() if row.key and self._askers.is_any_alive(row.id)}
         attached = await self.in_thread(mounts.attached_keys, self.engine)
         concerned = {mount.volume_id for mount in self.store.all_mounts()}
         concerned |= {volume.id for volume in self.store.volumes() if volume.key in attached}
         for volume_id in sorted(concerned):
             if not self._locks.is_held(volume_id):
                 await self._quietly("reconcile", volume_id, lambda volume: self._reconcile_one(volume, used))
+
+    def reconcile_soon(self) -> None:
+        """Reconcile now, unless it is being done; what fails is logged."""
+        if self._reconciling is None or self._reconciling.done():
+            self._reconciling = self._spawn(self._reconcile_all())
+
+    async def _reconcile_all(self) -> None:
+        try:
+            await self.reconcile()
+        except (Error, OSError) as err:
+            _log.warning("verb=reconcile result=%s", err)
 
     async def open_pools(self) -> None:
         """Try the pools that are unavailable again."""

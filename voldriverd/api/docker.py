@@ -3,23 +3,24 @@
 Errors are HTTP 500 with `Err`, for podman takes a 200 with `Err` for success; 400 is an unreadable
 request, 404 an unknown method, 413 too large a body, all with `Err`. `Get` and `List` answer from
 memory: one failed `Get` makes dockerd forget a volume and then delete it under a running container.
-Content types are ignored.
+Content types are ignored. With `--log-level debug` every call is a line of the log.
 """
 
-import asyncio
+import contextlib
 import json
 import logging
 import os
+import re
 import socket
 import struct
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Final
 
-from aiohttp import web
+from aiohttp import HttpVersion11, web
 
 from voldriverd import model, names
 from voldriverd.engine import creation, use
-from voldriverd.errors import Error, Invalid, NotFound
+from voldriverd.errors import Error, NotFound
 from voldriverd.service import CREATE_ANSWER_S, Service
 
 _log = logging.getLogger(__name__)
@@ -27,16 +28,32 @@ _log = logging.getLogger(__name__)
 CONTENT_TYPE: Final = "application/vnd.docker.plugins.v1.2+json"
 HOLDERS_MAX: Final = 20
 """How many holders `docker volume inspect` names; a volume that hundreds share stays readable."""
+
+_GET: Final = "/VolumeDriver.Get"
+_MOUNT: Final = "/VolumeDriver.Mount"
+_BODY_OPTIONAL: Final = frozenset({"/Plugin.Activate", "/VolumeDriver.Capabilities", "/VolumeDriver.List"})
+_HOLDER: Final = re.compile(r"[!-~]{1,255}")
+"""A holder as dockerd and podman name it (64 hex digits), and as anybody else sensibly would."""
 _HEADERS: Final = {"Content-Type": CONTENT_TYPE}
+_OK: Final = 200
 _UCRED: Final = struct.Struct("iII")
 """struct ucred of unix(7): pid, uid, gid."""
 
 _Body = Mapping[str, Any]
 _Answer = dict[str, Any]
+_Method = Callable[[web.BaseRequest, _Body], Awaitable[_Answer]]
 
 
-class _Hangup(Exception):
-    """A retry of dockerd with an empty body: an error answer would make it forget the volume (R3)."""
+class _HangUp(Exception):
+    """The caller gets no answer, for it would draw the wrong conclusion from any."""
+
+
+class _Refused(Exception):
+    """The request itself is wrong, whatever it is about."""
+
+    def __init__(self, text: str, *, status: int = 400) -> None:
+        super().__init__(text)
+        self.status = status
 
 
 class Plugin:
@@ -45,40 +62,50 @@ class Plugin:
     def __init__(self, service: Service) -> None:
         """Serve the volumes of a service."""
         self._service = service
-        self._methods: dict[str, Callable[[web.BaseRequest, _Body], Awaitable[_Answer]]] = {
+        self._methods: dict[str, _Method] = {
             "/Plugin.Activate": self._activate,
             "/VolumeDriver.Capabilities": self._capabilities,
             "/VolumeDriver.Create": self._create,
             "/VolumeDriver.Remove": self._remove,
-            "/VolumeDriver.Mount": self._mount,
+            _MOUNT: self._mount,
             "/VolumeDriver.Unmount": self._unmount,
             "/VolumeDriver.Path": self._path,
-            "/VolumeDriver.Get": self._get,
+            _GET: self._get,
             "/VolumeDriver.List": self._list,
         }
-        self._reconciling: asyncio.Task[None] | None = None
 
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
         """Answer one request."""
+        body: _Body = {}
+        try:
+            method = self._method(request)
+            body = await _body(request)
+            response = _respond(_OK, await method(request, body))
+        except (_HangUp, ConnectionError, web.RequestPayloadError):
+            response = _hang_up(request)
+        except _Refused as err:
+            response = _error(err.status, str(err))
+        except Error as err:
+            response = _error(500, str(err))
+        except Exception:  # noqa: BLE001 - our own bug: the caller gets an answer that it can read, the log the traceback
+            _log.exception("call=%s result=internal error", request.path)
+            response = _internal_error(request)
+        name, holder = body.get("Name"), body.get("ID")
+        _log.debug("call=%s name=%.300r holder=%.300r status=%d", request.path, name, holder, response.status)
+        if request.path == _MOUNT and response.status == _OK and not await _is_delivered(request, response):
+            await self._unmount(request, body)  # nobody else ever will (R9)
+        return response
+
+    def _method(self, request: web.BaseRequest) -> _Method:
         method = self._methods.get(request.path)
         if method is None:
-            return _error(404, f"no method {request.path}; this is a Docker volume plugin")
-        try:
-            answer = await method(request, await _body(request))
-        except _Hangup:
-            return _hang_up(request)
-        except Error as err:
-            return _error(400 if isinstance(err, Invalid) and err.field == _REQUEST else 500, str(err))
-        except web.HTTPRequestEntityTooLarge:
-            return _error(413, "the request is larger than any volume needs")
-        except Exception:  # noqa: BLE001 - our own bug: the caller gets an answer that it can read, the log the traceback
-            _log.exception("verb=%s result=internal error", request.path)
-            return _error(500, "internal error of voldriverd; its log has the details")
-        return _respond(200, answer)
+            raise _Refused(f"no method {request.path}; this is a Docker volume plugin", status=404)
+        if request.method != "POST":
+            raise _Refused(f"{request.path} takes POST, not {request.method}")
+        return method
 
     async def _activate(self, _request: web.BaseRequest, _body: _Body) -> _Answer:
-        if self._reconciling is None or self._reconciling.done():  # a new dockerd, or a podman command
-            self._reconciling = asyncio.create_task(self._service.reconcile())
+        self._service.reconcile_soon()  # a new dockerd, or a podman command
         return {"Implements": ["VolumeDriver"]}
 
     async def _capabilities(self, _request: web.BaseRequest, _body: _Body) -> _Answer:
@@ -93,20 +120,18 @@ class Plugin:
 
     async def _remove(self, _request: web.BaseRequest, body: _Body) -> _Answer:
         volume = self._service.store.volume_named(_text(body, "Name"))
-        if volume is not None:  # a missing one is success: dockerd repeats, and volumes go by other doors too
-            await self._service.remove(volume.id)
+        with contextlib.suppress(NotFound):  # it went meanwhile; a missing one is success: dockerd repeats
+            if volume is not None:
+                await self._service.remove(volume.id)
         return {}
 
     async def _mount(self, request: web.BaseRequest, body: _Body) -> _Answer:
-        volume, holder = self._volume(body), _text(body, "ID")
+        volume, holder = self._volume(body), _holder(body)
         path = await self._service.mount(volume.id, holder, peer_pid=_peer_pid(request))
-        if request.transport is None or request.transport.is_closing():  # nobody will ever unmount it (R9)
-            await self._service.unmount(volume.id, holder)
         return {"Mountpoint": str(path)}
 
     async def _unmount(self, _request: web.BaseRequest, body: _Body) -> _Answer:
-        volume = self._service.store.volume_named(_text(body, "Name"))
-        holder = _text(body, "ID")
+        volume, holder = self._service.store.volume_named(_text(body, "Name")), _holder(body)
         if volume is not None:
             await self._service.unmount(volume.id, holder)
         return {}
@@ -168,42 +193,49 @@ class Plugin:
         return status
 
 
-_REQUEST: Final = "request"
-"""The field of an Invalid that says that the request itself could not be read."""
-
-_BODY_OPTIONAL: Final = frozenset({"/Plugin.Activate", "/VolumeDriver.Capabilities", "/VolumeDriver.List"})
-
-
 async def _body(request: web.BaseRequest) -> _Body:
-    if request.method != "POST":
-        raise Invalid(f"{request.path} takes POST, not {request.method}", field=_REQUEST)
-    raw = await request.read()
+    if request.version >= HttpVersion11 and request.headers.get("Expect", "").lower() == "100-continue":
+        assert request.transport is not None, "nothing was awaited yet"
+        request.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+    try:
+        raw = await request.read()
+    except web.HTTPRequestEntityTooLarge as err:
+        raise _Refused("the request is larger than any volume needs", status=413) from err
     if not raw.strip():
-        if request.path == "/VolumeDriver.Get":
-            raise _Hangup
+        if request.path == _GET:  # dockerd repeats a lost request without its body; an error would make it forget (R3)
+            raise _HangUp
         if request.path in _BODY_OPTIONAL:
             return {}
-        raise Invalid(f"{request.path} needs a body", field=_REQUEST)
+        raise _Refused(f"{request.path} needs a body")
     try:
         body = json.loads(raw)
     except (ValueError, RecursionError) as err:
-        raise Invalid(f"the body is not JSON: {err}", field=_REQUEST) from err
+        raise _Refused(f"the body is not JSON: {err}") from err
     if not isinstance(body, dict):
-        raise Invalid(f"the body is not a JSON object but {type(body).__name__}", field=_REQUEST)
+        raise _Refused(f"the body is not a JSON object but {type(body).__name__}")
     return body
 
 
 def _text(body: _Body, name: str) -> str:
     value = body.get(name)
     if not isinstance(value, str) or not value:
-        raise Invalid(f"{name} is missing or not a text", field=_REQUEST)
+        raise _Refused(f"{name} is missing or not a text")
     return value
 
 
+def _holder(body: _Body) -> str:
+    holder = _text(body, "ID")
+    if not _HOLDER.fullmatch(holder):
+        raise _Refused("ID is not 1 to 255 printable characters without spaces")
+    return holder
+
+
 def _options(body: _Body) -> dict[str, str]:
-    given = body.get("Opts") or {}
+    given = body.get("Opts")
+    if given is None:
+        return {}
     if not isinstance(given, dict) or not all(isinstance(value, str) for value in given.values()):
-        raise Invalid("Opts is not a map of texts", field=_REQUEST)
+        raise _Refused("Opts is not a map of texts")
     return given
 
 
@@ -214,6 +246,22 @@ def _respond(status: int, answer: _Answer) -> web.Response:
 
 def _error(status: int, text: str) -> web.Response:
     return _respond(status, {"Err": text})
+
+
+def _internal_error(request: web.BaseRequest) -> web.Response:
+    if request.path == _GET:  # an error would make dockerd forget the volume (R2); without an answer it keeps it
+        return _hang_up(request)
+    return _error(500, "internal error of voldriverd; its log has the details")
+
+
+async def _is_delivered(request: web.BaseRequest, response: web.StreamResponse) -> bool:
+    """Send an answer; tells whether its caller was still there to take it."""
+    try:
+        await response.prepare(request)
+        await response.write_eof()
+    except ConnectionError:
+        return False
+    return request.transport is not None and not request.transport.is_closing()
 
 
 def _hang_up(request: web.BaseRequest) -> web.Response:

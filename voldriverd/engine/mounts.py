@@ -40,10 +40,9 @@ def mount(engine: Engine, volume: model.Volume, holder: str) -> Path:
             path = driver.attach(volume.tree, read_only=False)
     except NotFound as err:
         raise Unusable(f"{what}: {MISSING}") from err
-    held = _held(engine, volume, holder)
 
-    def change(write: Write) -> None:
-        write.put_mount(held)
+    def change(write: Write) -> None:  # looks inside the transaction, for an unmount does not wait for other verbs
+        write.put_mount(_held(engine, write.mounts(volume.id), volume, holder))
         if not is_settled:
             write.settle_trees([volume.tree])
 
@@ -52,20 +51,29 @@ def mount(engine: Engine, volume: model.Volume, holder: str) -> Path:
 
 
 def unmount(engine: Engine, volume: model.Volume, holder: str) -> bool:
-    """Let a holder go once, and unmount after the last one; an unknown holder has no effect (R7).
+    """Let a holder go once, and unmount after the last one; tells whether nothing is mounted any more."""
+    let_go(engine, volume.id, holder)
+    return detach_unheld(engine, volume)
 
-    Tells whether nothing is mounted any more. A busy mount is left to reconciliation.
-    """
-    present = next((each for each in engine.store.mounts(volume.id) if each.holder == holder), None)
-    if present is not None:
 
-        def change(write: Write) -> None:
+def let_go(engine: Engine, volume_id: model.VolumeId, holder: str) -> None:
+    """Count one mount of a holder less; an unknown holder has no effect (R7). The volume may be busy with a verb."""
+
+    def change(write: Write) -> None:
+        for present in write.mounts(volume_id):
+            if present.holder != holder:
+                continue
             if present.count > 1:
                 write.put_mount(replace(present, count=present.count - 1))
             else:
                 write.drop_mounts([present])
 
+    if any(present.holder == holder for present in engine.store.mounts(volume_id)):
         engine.store.commit(change, is_vital=True)
+
+
+def detach_unheld(engine: Engine, volume: model.Volume) -> bool:
+    """Unmount a volume if nobody holds it; tells whether it is unmounted. A busy mount is left to reconciliation."""
     if engine.store.mounts(volume.id) or volume.key is None:
         return False
     return detach(engine, volume.pool_id, volume.tree)
@@ -141,9 +149,9 @@ def _settle(engine: Engine, driver: Driver, key: Key, what: str) -> bool:
     return False
 
 
-def _held(engine: Engine, volume: model.Volume, holder: str) -> model.Mount:
+def _held(engine: Engine, mounts: tuple[model.Mount, ...], volume: model.Volume, holder: str) -> model.Mount:
     now = engine.now()
-    for present in engine.store.mounts(volume.id):
+    for present in mounts:
         if present.holder != holder:
             continue
         is_same_boot = present.boot_id == engine.boot_id and holder != model.HOST_HOLDER

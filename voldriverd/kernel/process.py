@@ -25,6 +25,15 @@ def openers(mount_point: Path) -> list[tuple[int, str, str]]:
     return found
 
 
+def started(pid: int) -> int | None:
+    """Return when a process started, in ticks since the boot: with its pid a name for it; None if it has gone."""
+    try:
+        with open(f"/proc/{pid}/stat", encoding="ascii", errors="replace") as file:
+            return int(file.read().rpartition(")")[2].split()[19])  # field 22; the name before it may hold anything
+    except OSError:
+        return None
+
+
 def _opened(pid: int, entry: mount.Entry) -> Iterator[str]:
     for link in ("cwd", "root"):
         path = os.readlink(f"/proc/{pid}/{link}")

@@ -1,0 +1,122 @@
+"""Holders of volumes through the service: dockerd's calls while verbs run, and long after it asked."""
+
+import asyncio
+import os
+import signal
+import subprocess
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from tests.engines import Bench, bench_on
+from voldriverd.engine.mounts import SETTLING_S
+from voldriverd.kernel import mount
+from voldriverd.service import Service
+
+pytestmark = pytest.mark.root
+
+START = datetime(2026, 3, 4, 5, 6, 7, tzinfo=UTC)
+LATER = START + timedelta(seconds=10 * SETTLING_S)
+
+
+@pytest.fixture(scope="module")
+def memory_root(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    root = tmp_path_factory.mktemp("holders")
+    mount.mount("tmpfs", root, fs_type="tmpfs", data="size=64m")
+    yield root
+    mount.unmount(root)
+
+
+@pytest.fixture
+def bench(memory_root: Path) -> Iterator[Bench]:
+    with bench_on(memory_root) as bench:
+        bench.now = lambda: START
+        bench.restart()
+        bench.create("db")
+        yield bench
+
+
+@pytest.fixture
+def asker() -> Iterator["subprocess.Popen[bytes]"]:
+    """Give a process in our mount namespace, as dockerd is one."""
+    with subprocess.Popen(["sleep", "60"]) as process:
+        yield process
+        process.kill()
+
+
+def holders(bench: Bench) -> list[str]:
+    return [held.holder for held in bench.store.mounts(bench.volume("db").id)]
+
+
+def is_mounted(bench: Bench) -> bool:
+    return mount.at(bench.engine.mounts / bench.volume("db").tree) is not None
+
+
+def reconciled_later(bench: Bench, service: Service) -> None:
+    """Let a long time pass, then reconcile."""
+    bench.now = lambda: LATER
+    object.__setattr__(bench.engine, "now", bench.now)
+    asyncio.run(service.reconcile())
+
+
+def test_unmount_lets_the_holder_go_and_answers_although_a_verb_works_on_the_volume(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("voldriverd.service.UNMOUNT_ANSWER_S", 0.05)
+
+    async def unmount_meanwhile() -> tuple[list[str], bool]:
+        service, volume = Service(bench.engine), bench.volume("db")
+        await service.mount(volume.id, "container")
+        async with service._locks.hold(volume.id, "resize", what="cannot resize", wait_s=1):
+            await service.unmount(volume.id, "container")
+            found = holders(bench), is_mounted(bench)
+        await service.stop(within_s=5)
+        return found
+
+    assert asyncio.run(unmount_meanwhile()) == ([], True)
+    assert not is_mounted(bench), "it goes on when the verb has ended"
+
+
+def test_a_holder_is_kept_while_the_process_that_asked_lives(bench: Bench, asker: "subprocess.Popen[bytes]") -> None:
+    service = Service(bench.engine)
+    asyncio.run(service.mount(bench.volume("db").id, "copy-up", peer_pid=asker.pid))
+    reconciled_later(bench, service)
+    assert holders(bench) == ["copy-up"]
+    assert is_mounted(bench)
+
+
+def test_a_holder_is_forgotten_when_the_process_that_asked_has_ended(
+    bench: Bench, asker: "subprocess.Popen[bytes]"
+) -> None:
+    service = Service(bench.engine)
+    asyncio.run(service.mount(bench.volume("db").id, "copy-up", peer_pid=asker.pid))
+    asker.send_signal(signal.SIGKILL)
+    asker.wait()
+    reconciled_later(bench, service)
+    assert holders(bench) == []
+    assert not is_mounted(bench)
+
+
+def test_another_process_under_the_pid_of_the_one_that_asked_keeps_no_holder(
+    bench: Bench, asker: "subprocess.Popen[bytes]", monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service = Service(bench.engine)
+    asyncio.run(service.mount(bench.volume("db").id, "copy-up", peer_pid=asker.pid))
+    monkeypatch.setattr("voldriverd.kernel.process.started", lambda _: os.getpid())
+    reconciled_later(bench, service)
+    assert holders(bench) == []
+
+
+def test_a_holder_that_let_go_is_kept_by_nobody(bench: Bench, asker: "subprocess.Popen[bytes]") -> None:
+    service, volume = Service(bench.engine), bench.volume("db")
+
+    async def copied() -> None:
+        await service.mount(volume.id, "copy-up", peer_pid=asker.pid)
+        await service.unmount(volume.id, "copy-up")
+        await service.mount(volume.id, "container")
+
+    asyncio.run(copied())
+    reconciled_later(bench, service)
+    assert holders(bench) == []

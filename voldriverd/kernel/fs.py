@@ -70,9 +70,13 @@ def write_durably(path: Path, content: bytes, *, mode: int = 0o600) -> None:
     part = path.with_name(f".{path.name}.part")
     fd = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, mode)
     try:
+        os.fchmod(fd, mode)  # the umask does not apply, nor the mode of a part that a crash left
         with open(fd, "wb", closefd=False) as file:
             file.write(content)
         os.fsync(fd)
+    except OSError:
+        part.unlink()
+        raise
     finally:
         os.close(fd)
     rename_durably(part, path)

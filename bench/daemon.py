@@ -13,6 +13,7 @@ from pathlib import Path
 from bench.client import Client
 
 READY_S = 30.0
+VOLDRIVERD = (sys.executable, "-c", "from voldriverd.cli.daemon import main; main()")
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +40,7 @@ class Daemon:
 @contextmanager
 def running(base: Path) -> Iterator[Daemon]:
     """Start the daemon on a root (made if missing), and end it; what it has mounted stays for the next one."""
-    argv = [sys.executable, "-m", "voldriverd.cli.daemon", "--root", str(base / "root"), "--run-dir", str(base / "run")]
+    argv = [*VOLDRIVERD, "--root", str(base / "root"), "--run-dir", str(base / "run")]
     config = base / "voldriver.toml"
     config.write_text('reserve = "0%"\n[embedded]\nsize = "4G"\n')
     begun = time.monotonic()
@@ -61,7 +62,7 @@ def scratch() -> Iterator[Path]:
     try:
         yield base
     finally:
-        argv = [sys.executable, "-m", "voldriverd.cli.daemon", "--release"]
+        argv = [*VOLDRIVERD, "--release"]
         subprocess.run([*argv, "--root", base / "root", "--run-dir", base / "run"], check=True)
         embedded = base / "root" / "embedded"
         subprocess.run(["chattr", "-i", embedded], check=False, stderr=subprocess.DEVNULL)

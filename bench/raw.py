@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from voldriverd.kernel import btrfs, mount
+from voldriverd.kernel import btrfs, fs, mount
 
 _numbers = itertools.count()
 _ROW = "x" * 400
@@ -54,8 +54,7 @@ def snapshot(source: Path, directory: Path) -> None:
 
 def attach(source: Path, point: Path) -> None:
     """Commit a new subvolume, so that what is written into it can be, and bind-mount it."""
-    with btrfs.opened(source) as fd:
-        btrfs.sync(fd)
+    fs.sync_directory(source.parent)
     point.mkdir()
     mount.bind(source, point, read_only=False)
 

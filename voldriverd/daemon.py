@@ -10,6 +10,7 @@ import fcntl
 import functools
 import logging
 import os
+import shutil
 import signal
 import sys
 from collections.abc import Awaitable, Callable, Iterator
@@ -41,6 +42,7 @@ KEEPALIVE_S: Final = 86_400.0
 
 def serve(config: configuration.Config) -> None:
     """Serve until SIGTERM or SIGINT. Raises the errors of configuration, database and sockets."""
+    os.umask(0o022)  # modes of trees are what they are made with, whoever started us
     with ExitStack() as stack:
         stack.enter_context(_lock(config.root))
         engine = build(config)
@@ -143,21 +145,22 @@ def _say_ready(config: configuration.Config, engine: Engine) -> None:
         state = f"unavailable: {pool.reason}" if pool.driver is None else "available"
         _log.info("pool=%s driver=%s path=%s state=%s", pool.row.name, pool.row.driver, pool.row.path, state)
     _log.info("verb=start volumes=%d plugin=%s api=%s result=ok", len(live), config.docker_socket, config.api_socket)
-    if sys.stderr.isatty() or "VOLDRIVER_HINTS" in os.environ:
-        sys.stderr.write(_HINTS)
+    if "INVOCATION_ID" not in os.environ:  # a service manager's log needs no lesson (systemd.exec(5))
+        sys.stderr.write(_hints(config))
 
 
-_HINTS: Final = """
-voldriverd is serving. In another shell:
-
-    docker volume create -d voldriver first          # a volume on the default driver
-    docker run --rm -v first:/data busybox touch /data/hello
-    voldriver snapshot create first before           # instant
-    voldriver volume ls
-
-Ctrl-C ends the daemon; volumes, and what is mounted, stay.
-
-"""
+def _hints(config: configuration.Config) -> str:
+    """Return what to type next, so that it works from where the daemon was started."""
+    client = "voldriver" if shutil.which("voldriver") else str(Path(sys.argv[0]).with_name("voldriver"))
+    if config.api_socket != configuration.Config().api_socket:
+        client += f" --socket {config.api_socket}"
+    lines = [f"{client} volume create first", f"{client} snapshot create first before", f"{client} volume ls"]
+    if config.docker_socket.parent == configuration.PLUGIN_SOCKET.parent:
+        driver = config.docker_socket.stem
+        lines[0] = f"docker volume create -d {driver} first"
+        lines.insert(1, "docker run --rm -v first:/data busybox touch /data/hello")
+    typed = "".join(f"    {line}\n" for line in lines)
+    return f"\nvoldriverd is serving. In another shell:\n\n{typed}\nCtrl-C ends it; volumes, and what is mounted, stay.\n\n"
 
 
 @contextmanager

@@ -101,6 +101,13 @@ def test_content_is_not_read_if_size_and_mtime_are_the_same(place: Path) -> None
     assert changes(place) == []
 
 
+def test_a_size_that_differs_is_seen_whatever_the_mtime(place: Path) -> None:
+    status = (place / "old" / "file").stat()
+    (place / "new" / "file").write_bytes(b"longer content")
+    os.utime(place / "new" / "file", ns=(0, status.st_mtime_ns))
+    assert changes(place) == [("file", "changed")]
+
+
 def test_times_of_anything_but_files_do_not_count(place: Path) -> None:
     for name in ("directory", "link", "fifo", "device", "."):
         os.utime(place / "new" / name, ns=(1, 1), follow_symlinks=False)

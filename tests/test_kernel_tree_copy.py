@@ -419,6 +419,85 @@ def test_what_vanishes_meanwhile_from_a_live_tree_is_left_out(
     assert os.listdir(copy(place, live=True)) == ["kept"]
 
 
+def _replacing(monkeypatch: pytest.MonkeyPatch, victim: Path, make: Callable[[Path], object]) -> None:
+    """Let something else take the place of a name between its listing and its turn."""
+    open_at = tree.open_at
+    done: list[str] = []
+
+    def replacing(dir_fd: int, name: str, flags: int) -> int:
+        if name == victim.name and not done:
+            done.append(name)
+            victim.rmdir() if victim.is_dir() else victim.unlink()
+            make(victim)
+        return open_at(dir_fd, name, flags)
+
+    monkeypatch.setattr(tree, "open_at", replacing)
+
+
+@pytest.mark.parametrize("make", [Path.touch, lambda path: path.symlink_to("."), os.mkfifo])
+def test_a_directory_whose_place_is_taken_meanwhile_is_left_out_of_a_live_copy(
+    place: Path, monkeypatch: pytest.MonkeyPatch, make: Callable[[Path], object]
+) -> None:
+    (place / "source" / "victim").mkdir()
+    (place / "source" / "kept").write_bytes(b"content")
+    _replacing(monkeypatch, place / "source" / "victim", make)
+    assert os.listdir(copy(place, live=True)) == ["kept"]
+
+
+@pytest.mark.parametrize("make", [Path.mkdir, os.mkfifo])
+def test_a_live_copy_has_what_has_taken_the_place_of_a_file(
+    place: Path, monkeypatch: pytest.MonkeyPatch, make: Callable[[Path], object]
+) -> None:
+    (place / "source" / "victim").write_bytes(b"content")
+    _replacing(monkeypatch, place / "source" / "victim", make)
+    assert not (copy(place, live=True) / "victim").is_file()
+
+
+@pytest.mark.parametrize("make", [Path.mkdir, os.mkfifo])
+def test_a_file_whose_place_is_taken_meanwhile_is_an_error(
+    place: Path, monkeypatch: pytest.MonkeyPatch, make: Callable[[Path], object]
+) -> None:
+    (place / "source" / "victim").write_bytes(b"content")
+    _replacing(monkeypatch, place / "source" / "victim", make)
+    with pytest.raises(OSError, match="changed") as caught:
+        copy(place)
+    assert caught.value.errno == errno.ESTALE
+
+
+@pytest.mark.parametrize("has_ranges", [False, True])
+def test_a_file_that_is_cut_off_before_it_is_read_has_zeros_instead(
+    place: Path, monkeypatch: pytest.MonkeyPatch, *, has_ranges: bool
+) -> None:
+    source = place / "source" / "file"
+    source.write_bytes(_DATA)
+    _count(monkeypatch, fs, "reflink", fails=OSError(errno.EXDEV, ""))
+    if not has_ranges:
+        _count(monkeypatch, os, "copy_file_range", fails=OSError(errno.EXDEV, ""))
+    name = "copy_file_range" if has_ranges else "sendfile"
+    call: Callable[..., int] = getattr(os, name)
+
+    def cutting(*args: int) -> int:
+        os.truncate(source, 10_000)
+        return call(*args)
+
+    monkeypatch.setattr(os, name, cutting)
+    assert (copy(place, live=True) / "file").read_bytes() == _DATA[:10_000] + bytes(len(_DATA) - 10_000)
+
+
+def test_a_file_system_without_extended_attributes_has_none() -> None:
+    assert attributes.read_xattrs("/proc/self/status") == []
+
+
+def test_an_extended_attribute_that_vanishes_meanwhile_is_left_out(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (place / "source" / "file").write_bytes(b"content")
+    os.setxattr(place / "source" / "file", "user.kept", b"value")
+    listxattr = os.listxattr
+    monkeypatch.setattr(os, "listxattr", lambda where: [*listxattr(where), "user.gone"])
+    assert listxattr(copy(place) / "file") == ["user.kept"]
+
+
 def test_a_live_copy_never_follows_a_symlink_that_takes_a_directorys_place(place: Path) -> None:
     (place / "outside").mkdir()
     (place / "outside" / "secret").write_bytes(b"secret")
@@ -441,7 +520,7 @@ def _copies_under_attack(place: Path) -> Iterator[set[bytes]]:
     attacker = threading.Thread(target=_swap, args=(place / "source", stop))
     attacker.start()
     try:
-        for _ in range(100):
+        for _ in range(50):
             try:
                 copy(place, live=True)
             except OSError:  # a symlink where a directory was listed

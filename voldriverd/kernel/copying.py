@@ -11,9 +11,13 @@ import os
 import stat
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 from voldriverd.kernel import attributes, tree
 from voldriverd.kernel.content import Content
+
+_GONE: Final = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP})
+"""A directory that has vanished since it was listed, or another file has taken its place."""
 
 
 def copy_tree(source: Path, target: Path, *, live: bool) -> None:
@@ -72,8 +76,8 @@ class _Copy:
         """Go down on both sides; False if there is nothing to copy any more."""
         try:
             self._source.down(name)
-        except (FileNotFoundError, NotADirectoryError):
-            if self._live:
+        except OSError as err:
+            if self._live and err.errno in _GONE:
                 return False
             raise
         os.mkdir(name, 0o700, dir_fd=self._target.fd)
@@ -99,10 +103,10 @@ class _Copy:
                 if entry.is_dir(follow_symlinks=False):
                     level.directories.append(entry.name)
                 else:
-                    self._copy_name(entry.name)
+                    self._copy_name(entry.name, level)
         return level
 
-    def _copy_name(self, name: str) -> None:
+    def _copy_name(self, name: str, level: _Level) -> None:
         try:
             looked = self._source.look(name)
         except FileNotFoundError:
@@ -110,21 +114,22 @@ class _Copy:
                 return
             raise
         try:
-            self._copy_inode(name, looked)
+            status = os.fstat(looked)
+            if stat.S_ISDIR(status.st_mode):
+                level.directories.append(name)  # since it was listed
+            else:
+                self._copy_inode(name, looked, status)
         except OSError as err:
             raise self._source.error(err, name) from err
         finally:
             os.close(looked)
 
-    def _copy_inode(self, name: str, looked: int) -> None:
-        status = os.fstat(looked)
+    def _copy_inode(self, name: str, looked: int, status: os.stat_result) -> None:
         if self._links.use(status, name, self._target.fd):
             return
         flags = 0
         if stat.S_ISREG(status.st_mode):
             flags = self._copy_file(name, looked, status)
-        elif stat.S_ISDIR(status.st_mode):
-            raise OSError(errno.ESTALE, "it became a directory")
         else:
             self._copy_special(name, looked, status)
         if status.st_nlink > 1:

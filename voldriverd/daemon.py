@@ -160,7 +160,8 @@ def _hints(config: configuration.Config) -> str:
         lines[0] = f"docker volume create -d {driver} first"
         lines.insert(1, "docker run --rm -v first:/data busybox touch /data/hello")
     typed = "".join(f"    {line}\n" for line in lines)
-    return f"\nvoldriverd is serving. In another shell:\n\n{typed}\nCtrl-C ends it; volumes, and what is mounted, stay.\n\n"
+    head, foot = "voldriverd is serving. In another shell:", "Ctrl-C ends it; volumes, and what is mounted, stay."
+    return f"\n{head}\n\n{typed}\n{foot}\n\n"
 
 
 @contextmanager

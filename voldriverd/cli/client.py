@@ -1,0 +1,72 @@
+"""`voldriver`: a client of the daemon's HTTP API; the commands stand in one module for each group.
+
+Exit status: 0 done, 1 refused or failed (one line on standard error), 2 wrong usage.
+"""
+
+import importlib
+from pathlib import Path
+from typing import Any, Final
+
+import click
+
+import voldriverd
+from voldriverd.cli import show
+from voldriverd.cli.connection import Connection, place_of
+from voldriverd.cli.session import Session
+from voldriverd.errors import Error
+
+_GROUPS: Final = ("info", "pool", "snapshot", "trash", "volume")
+
+
+class _Program(click.Group):
+    """Imports a group's module when it is asked for, and says errors in one line."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the groups."""
+        del ctx
+        return list(_GROUPS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Return a group, or None if there is none of that name."""
+        del ctx
+        if cmd_name not in _GROUPS:
+            return None
+        found: click.Command = importlib.import_module(f"voldriverd.cli.{cmd_name}").group
+        return found
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run a command; what is refused ends with status 1."""
+        try:
+            return super().invoke(ctx)
+        except Error as err:
+            show.note(f"voldriver: {err}")
+            raise click.exceptions.Exit(1) from err
+
+
+@click.command(cls=_Program, context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--socket", metavar="PATH", type=click.Path(path_type=Path), help="The daemon's API socket.")
+@click.option("--url", help="A daemon on TCP instead, as in http://127.0.0.1:9580.")
+@click.option("--access-key", metavar="KEY", help="The public half of an API key, for --url.")
+@click.option("--secret-key", metavar="KEY", help="The secret half.")
+@click.option("--json", "is_json", is_flag=True, help="Print the API's resources.")
+@click.version_option(voldriverd.__version__, message="%(prog)s %(version)s")
+@click.pass_context
+def main(
+    ctx: click.Context,
+    *,
+    socket: Path | None,
+    url: str | None,
+    access_key: str | None,
+    secret_key: str | None,
+    is_json: bool,
+) -> None:
+    """Volumes, snapshots and pools of voldriverd.
+
+    The daemon is found by --socket or VOLDRIVER_SOCKET, or by --url, --access-key and --secret-key (VOLDRIVER_URL,
+    VOLDRIVER_ACCESS_KEY, VOLDRIVER_SECRET_KEY, or the same with CATTLE_).
+    """
+    if socket is not None and url is not None:
+        raise click.UsageError("--socket and --url exclude each other")
+    connection = Connection(place_of(socket=socket, url=url, access_key=access_key, secret_key=secret_key))
+    ctx.call_on_close(connection.close)
+    ctx.obj = Session(connection, is_json)

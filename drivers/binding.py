@@ -4,10 +4,14 @@ import errno
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Final
 
 from voldriverd.driver import Key, User
 from voldriverd.errors import InUse
 from voldriverd.kernel import mount, process
+
+_UNMOUNT_TRIES: Final = 5
+"""Busy, and nobody has it open: a process that another thread starts holds our descriptors until its exec."""
 
 
 def attach(key: Key, directory: Path, point: Path, *, read_only: bool) -> None:
@@ -74,16 +78,21 @@ def remove_point(point: Path) -> None:
 
 def _unmount(verb: str, key: Key, point: Path) -> bool:
     """Unmount the uppermost mount of a mount point; False: there is none. Raises InUse."""
-    try:
-        mount.unmount(point)
-    except OSError as err:
-        if err.errno in {errno.EINVAL, errno.ENOENT}:
-            return False
-        if err.errno != errno.EBUSY:
-            raise
-        who = ", ".join(f"{name} (pid {pid}) has {path} open" for pid, name, path in process.openers(point))
-        raise InUse(f"cannot {verb} tree {key}: {point} is busy: {who or 'something is mounted in it'}") from err
-    return True
+    for tries_left in reversed(range(_UNMOUNT_TRIES)):
+        try:
+            mount.unmount(point)
+        except OSError as err:
+            if err.errno in {errno.EINVAL, errno.ENOENT}:
+                return False
+            if err.errno != errno.EBUSY:
+                raise
+            who = ", ".join(f"{name} (pid {pid}) has {path} open" for pid, name, path in process.openers(point))
+            if who or not tries_left:
+                reason = who or "something is mounted in it"
+                raise InUse(f"cannot {verb} tree {key}: {point} is busy: {reason}") from err
+        else:
+            return True
+    raise AssertionError  # the last try returns or raises
 
 
 def _is_same(path: Path, wanted: os.stat_result) -> bool:

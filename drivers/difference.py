@@ -4,14 +4,15 @@ The steps are played on names only: a place knows which path of the older snapsh
 from, and directories that no step mentions are not looked at, but for those that were renamed with
 all they hold. That gives the paths that may differ; then both snapshots are asked about each.
 
-A directory is changed if its mode, owner or extended attributes are, not if what it holds is.
-Anything else is changed if it is another inode than before, has another mode, owner or time of
-modification, or if the kernel says that its content, size or extended attributes are others.
+A path is changed if its type, mode, owner or extended attributes are others, the size, mtime or
+inode of a file, the target of a symlink, the number of a device; and a file also if the kernel says
+that its content is another. A directory is not changed by what is made or removed in it.
 """
 
 import os
 import stat
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
@@ -26,9 +27,9 @@ _MAKES: Final = frozenset(
     {Command.MKFILE, Command.MKDIR, Command.MKNOD, Command.MKFIFO, Command.MKSOCK, Command.SYMLINK}
 )
 _REMOVES: Final = frozenset({Command.UNLINK, Command.RMDIR})
-_SEEN_IN_STAT: Final = frozenset({Command.UTIMES, Command.CHMOD, Command.CHOWN})
-"""Sent also for what only got a new name or neighbour, or was read: stat(2) tells better."""
-_ABOUT_THE_WHOLE: Final = frozenset({Command.SUBVOL, Command.SNAPSHOT})
+_CONTENT: Final = frozenset({Command.UPDATE_EXTENT, Command.WRITE, Command.CLONE, Command.TRUNCATE})
+_SEEN: Final = frozenset({Command.UTIMES, Command.CHMOD, Command.CHOWN, Command.SET_XATTR, Command.REMOVE_XATTR})
+"""Sent also for what only got a new name or neighbour, or was read: the snapshots tell better."""
 
 
 class _Place:
@@ -42,7 +43,7 @@ class _Place:
         self.below: dict[bytes, _Place | None] = {}
         """Names that steps mentioned; None: nothing is there any more."""
         self.is_touched = False
-        """The kernel told of a change that stat(2) does not show."""
+        """Its content was written."""
 
 
 def changes(base: Path, tree: Path, steps: Iterable[Step]) -> list[Change] | None:
@@ -62,14 +63,32 @@ def changes(base: Path, tree: Path, steps: Iterable[Step]) -> list[Change] | Non
             touched.update((below, False) for below in after.below(path) if below not in touched)
         _check_number(touched)
     found = []
-    for path in sorted(touched):
-        old, new = before.status(path), after.status(path)
-        kind = _kind(old, new, is_touched=touched[path])
-        if kind is ChangeKind.CHANGED and new is not None and new.st_nlink > 1 and not stat.S_ISDIR(new.st_mode):
-            return None
-        if kind is not None and path:
-            found.append(Change(os.fsdecode(path), kind))
+    for path, is_touched in touched.items():
+        old, new = before.facts(path), after.facts(path)
+        if old is not None and new is not None and (old != new or is_touched):
+            if new.has_other_names:
+                return None
+            found.append(Change(os.fsdecode(path or b"."), ChangeKind.CHANGED))
+        elif (old is None) != (new is None):
+            found.append(Change(os.fsdecode(path), ChangeKind.ADDED if old is None else ChangeKind.REMOVED))
     return sorted(found)
+
+
+@dataclass(frozen=True, slots=True)
+class _Facts:
+    """What two paths must have in common to be the same."""
+
+    mode: int
+    uid: int
+    gid: int
+    xattrs: tuple[tuple[str, bytes], ...]
+    rest: tuple[object, ...]
+    links: int = field(compare=False)
+
+    @property
+    def has_other_names(self) -> bool:
+        """Tell whether this is a file whose content is found under other paths too."""
+        return self.links > 1 and not stat.S_ISDIR(self.mode)
 
 
 class _Names:
@@ -90,14 +109,15 @@ class _Names:
             self._put(step.path, self._find(step.other))
         elif step.command in _REMOVES:
             self._take(step.path)
-        elif step.command in _SEEN_IN_STAT:
+        elif step.command in _SEEN:
             self._find(step.path)
-        elif step.command not in _ABOUT_THE_WHOLE:
+        elif step.command in _CONTENT:
             self._find(step.path).is_touched = True
         _check_number(self.origins)
 
     def final(self) -> Iterator[tuple[bytes, _Place, bool]]:
         """Yield (path, place, whether it came here otherwise than with its directory) of all that is left."""
+        yield b"", self._root, False
         waiting = [(b"", self._root)]
         while waiting:
             path, place = waiting.pop()
@@ -139,18 +159,22 @@ class _Snapshot:
         self._root = os.fsencode(root)
         self._directories = {b"": True}
 
-    def status(self, path: bytes) -> os.stat_result | None:
-        """Return the status of a path, None if nothing is there. Raises OSError."""
-        end = path.find(b"/")
-        while end >= 0:
-            if not self._is_directory(path[:end]):
-                return None
-            end = path.find(b"/", end + 1)
-        return self._lstat(path)
+    def facts(self, path: bytes) -> "_Facts | None":
+        """Return what makes a difference at a path, None if nothing is there. Raises OSError."""
+        status = self._status(path)
+        if status is None:
+            return None
+        where = _join(self._root, path)
+        rest: tuple[object, ...] = (status.st_rdev,)
+        if stat.S_ISREG(status.st_mode):
+            rest = status.st_size, status.st_mtime_ns, status.st_ino
+        elif stat.S_ISLNK(status.st_mode):
+            rest = (os.readlink(where),)
+        return _Facts(status.st_mode, status.st_uid, status.st_gid, _xattrs(where), rest, status.st_nlink)
 
     def below(self, path: bytes) -> Iterator[bytes]:
         """Yield all paths below a directory; nothing if it is none. Raises OSError."""
-        found = self.status(path)
+        found = self._status(path)
         waiting = [path] if found is not None and stat.S_ISDIR(found.st_mode) else []
         while waiting:
             directory = waiting.pop()
@@ -159,6 +183,14 @@ class _Snapshot:
                     yield _join(directory, entry.name)
                     if entry.is_dir(follow_symlinks=False):
                         waiting.append(_join(directory, entry.name))
+
+    def _status(self, path: bytes) -> os.stat_result | None:
+        end = path.find(b"/")
+        while end >= 0:
+            if not self._is_directory(path[:end]):
+                return None
+            end = path.find(b"/", end + 1)
+        return self._lstat(path)
 
     def _is_directory(self, path: bytes) -> bool:
         known = self._directories.get(path)
@@ -174,13 +206,9 @@ class _Snapshot:
             return None
 
 
-def _kind(old: os.stat_result | None, new: os.stat_result | None, *, is_touched: bool) -> ChangeKind | None:
-    if old is None or new is None:
-        return ChangeKind.ADDED if new else ChangeKind.REMOVED if old else None
-    differs = (old.st_mode, old.st_uid, old.st_gid) != (new.st_mode, new.st_uid, new.st_gid)
-    if not stat.S_ISDIR(new.st_mode):
-        differs = differs or (old.st_ino, old.st_mtime_ns) != (new.st_ino, new.st_mtime_ns)
-    return ChangeKind.CHANGED if differs or is_touched else None
+def _xattrs(path: bytes) -> tuple[tuple[str, bytes], ...]:
+    names = sorted(os.listxattr(path, follow_symlinks=False))
+    return tuple((name, os.getxattr(path, name, follow_symlinks=False)) for name in names)
 
 
 def _join(directory: bytes, name: bytes) -> bytes:

@@ -11,7 +11,7 @@ import pytest
 
 from tests.contract.pools import KINDS, Kind
 from tests.scratch import Scratch, unmount_under
-from voldriverd.driver import Capability, Driver, Key, TreeOptions
+from voldriverd.driver import Driver, Key, TreeOptions
 
 _numbers: Final = itertools.count()
 _PLAIN: Final = TreeOptions()
@@ -73,16 +73,6 @@ class Pool:
         self.driver.detach(Key(key))
         return names
 
-    def needs(self, capability: Capability) -> None:
-        """Skip the test where the driver does not promise this."""
-        if capability not in self.driver.capabilities:
-            pytest.skip(f"{self.kind.name} does not promise {capability.name}")
-
-    def needs_option(self, option: str) -> None:
-        """Skip the test where the driver does not honour this option."""
-        if option not in self.driver.options:
-            pytest.skip(f"{self.kind.name} does not honour {option}")
-
 
 @pytest.fixture(params=KINDS, ids=lambda kind: kind.name)
 def pool(request: pytest.FixtureRequest, session_scratch: Scratch, tmp_path: Path) -> Iterator[Pool]:
@@ -91,7 +81,6 @@ def pool(request: pytest.FixtureRequest, session_scratch: Scratch, tmp_path: Pat
     place = session_scratch.shared(kind.name, kind.fs_type)
     root = place / f"pool{next(_numbers)}"
     root.mkdir(0o700)
-    kind.prepare(root)
     mounts = tmp_path / "mounts"
     mounts.mkdir(0o700)
     driver = kind.make(root, mounts)

@@ -1,15 +1,17 @@
 """The pools on which the contract suite runs: one row per driver and file system that it must work on."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Final
 
+import pytest
+
 from drivers.btrfs import Btrfs
 from drivers.directory import Directory
 from drivers.loop import Loop
-from voldriverd.driver import Driver
+from voldriverd.driver import Capability, Driver
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,16 +22,46 @@ class Kind:
     fs_type: str
     make: Callable[[Path, Path], Driver]
     """Makes the driver from the pool's root and the directory of mount points."""
-    prepare: Callable[[Path], None] = lambda _: None
-    """Prepares a new pool's root, which is empty and 0700."""
+    promises: Capability
+    """What the driver must promise there, no more and no less."""
+    knows_changes: bool = False
+    """Whether `changes` answers, mostly."""
 
 
-KINDS: Final[tuple[Kind, ...]] = (
-    Kind("btrfs", "btrfs", Btrfs),
-    Kind("btrfs-quota", "btrfs", partial(Btrfs, quota="simple")),
-    Kind("loop-btrfs", "btrfs", Loop),
-    Kind("loop-xfs", "xfs", Loop),
-    Kind("loop-ext4", "ext4", Loop),
-    Kind("directory-btrfs", "btrfs", Directory),
-    Kind("directory-ext4", "ext4", Directory),
+_COW: Final = Capability.COW | Capability.INSTANT
+_SIZE: Final = Capability.SIZE
+
+KINDS: Final = (
+    Kind("btrfs", "btrfs", Btrfs, _COW, knows_changes=True),
+    Kind("btrfs-quota", "btrfs", partial(Btrfs, quota="simple"), _COW | _SIZE, knows_changes=True),
+    Kind("loop-btrfs", "btrfs", Loop, _COW | _SIZE),
+    Kind("loop-xfs", "xfs", Loop, _COW | _SIZE),
+    Kind("loop-ext4", "ext4", Loop, _SIZE),
+    Kind("directory-btrfs", "btrfs", Directory, Capability.NONE),
+    Kind("directory-ext4", "ext4", Directory, Capability.NONE),
 )
+
+
+def promising(capability: Capability) -> pytest.MarkDecorator:
+    """Run a test only on pools of which this is promised."""
+    return on([kind for kind in KINDS if capability in kind.promises])
+
+
+def not_promising(capability: Capability) -> pytest.MarkDecorator:
+    """Run a test only on pools of which this is not promised."""
+    return on([kind for kind in KINDS if capability not in kind.promises])
+
+
+def knowing_changes() -> pytest.MarkDecorator:
+    """Run a test only on pools whose driver need not walk to find changes."""
+    return on([kind for kind in KINDS if kind.knows_changes])
+
+
+def not_knowing_changes() -> pytest.MarkDecorator:
+    """Run a test only on pools whose driver does not know changes without walking."""
+    return on([kind for kind in KINDS if not kind.knows_changes])
+
+
+def on(kinds: Sequence[Kind]) -> pytest.MarkDecorator:
+    """Run a test on these pools."""
+    return pytest.mark.parametrize("pool", kinds, indirect=True, ids=lambda kind: kind.name)

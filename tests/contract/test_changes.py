@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.contract.conftest import Pool
+from tests.contract.pools import knowing_changes, not_knowing_changes
 from voldriverd.driver import Change, ChangeKind, Key
 
 pytestmark = pytest.mark.root
@@ -77,8 +78,6 @@ def _empty_the_tree(root: Path) -> None:
             os.unlink(path) if os.path.islink(path) else os.rmdir(path)
 
 
-_WALKS = "the driver has no better way than walking"
-
 Edit = Callable[[Path], object]
 
 _EDITS: dict[str, tuple[Edit, ...]] = {
@@ -105,10 +104,8 @@ _EDITS: dict[str, tuple[Edit, ...]] = {
     "xattr": (_xattr,),
     "truncated": (lambda root: os.truncate(root / "file", 1),),
     "another name": (lambda root: os.link(root / "file", root / "d" / "again"),),
-    "another name, and edited": (
-        lambda root: os.link(root / "file", root / "d" / "again"),
-        lambda root: _edit(root, name="file"),
-    ),
+    "root directory": (lambda root: root.chmod(0o700),),
+    "xattr of the root directory": (lambda root: os.setxattr(root, "user.x", b"1"),),
     "special files": (
         lambda root: os.mkfifo(root / "fifo"),
         lambda root: os.mknod(root / "null", stat.S_IFCHR, os.makedev(1, 3)),
@@ -123,52 +120,44 @@ _EDITS: dict[str, tuple[Edit, ...]] = {
 }
 
 
+@knowing_changes()
 @pytest.mark.parametrize("edit", _EDITS)
 def test_changes_are_what_a_walk_finds(pool: Pool, edit: str) -> None:
     found, walked = _compare(pool, _EDITS[edit])
     assert found == walked
 
 
+@knowing_changes()
 def test_changes_back_are_what_a_walk_finds(pool: Pool) -> None:
     """The older of two trees may be named second."""
     _prepare(pool, [_swap])
     changes = pool.driver.changes(Key("s2"), Key("s1"))
-    if changes is None:
-        pytest.skip(_WALKS)
+    assert changes is not None
     assert list(changes) == _walk_both(pool, "s2", "s1")
 
 
+@knowing_changes()
 def test_changes_may_be_left_before_their_end(pool: Pool) -> None:
     _prepare(pool, [_empty_the_tree])
     changes = pool.driver.changes(Key("s1"), Key("s2"))
-    if changes is None:
-        pytest.skip(_WALKS)
+    assert changes is not None
     assert next(changes).kind is ChangeKind.REMOVED
+
+
+@not_knowing_changes()
+def test_a_driver_that_would_have_to_walk_says_so(pool: Pool) -> None:
+    _prepare(pool, [])
+    assert pool.driver.changes(Key("s1"), Key("s2")) is None
 
 
 def _compare(pool: Pool, edits: Sequence[Edit]) -> tuple[list[Change], list[Change]]:
     _prepare(pool, edits)
     changes = pool.driver.changes(Key("s1"), Key("s2"))
-    if changes is None:
-        pytest.skip(_WALKS)
+    assert changes is not None
     return list(changes), _walk_both(pool, "s1", "s2")
 
 
-_knows: dict[str, bool] = {}
-
-
-def _needs_changes(pool: Pool) -> None:
-    """Skip where the driver always answers None; found out once for each kind of pool."""
-    if pool.kind.name not in _knows:
-        pool.create("v0.1")
-        pool.driver.clone(Key("v0.1"), Key("s0"), read_only=True)
-        _knows[pool.kind.name] = pool.driver.changes(Key("s0"), Key("s0")) is not None
-    if not _knows[pool.kind.name]:
-        pytest.skip(_WALKS)
-
-
 def _prepare(pool: Pool, edits: Sequence[Edit]) -> None:
-    _needs_changes(pool)
     pool.create("v1.1")
     _populate(pool.attach("v1.1"))
     pool.driver.detach(Key("v1.1"))
@@ -195,14 +184,14 @@ def _facts(root: Path) -> dict[str, tuple[object, ...]]:
     """Return by path what makes a difference: of a directory not its time, of anything else also its content."""
     found: dict[str, tuple[object, ...]] = {}
     for directory, names, files in os.walk(root):
-        for name in (*names, *files):
+        for name in (*(["."] if directory == str(root) else []), *names, *files):
             path = os.path.join(directory, name)
             status = os.lstat(path)
-            facts = [status.st_mode, status.st_uid, status.st_gid, _xattrs(path)]
-            if not stat.S_ISDIR(status.st_mode):
-                facts.append(status.st_mtime_ns)
+            facts: list[object] = [status.st_mode, status.st_uid, status.st_gid, _xattrs(path)]
             if stat.S_ISREG(status.st_mode):
-                facts.append(Path(path).read_bytes())
+                facts += [status.st_mtime_ns, Path(path).read_bytes()]
+            elif stat.S_ISLNK(status.st_mode):
+                facts.append(os.readlink(path))
             found[os.path.relpath(path, root)] = tuple(facts)
     return found
 

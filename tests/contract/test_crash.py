@@ -9,6 +9,7 @@ import pytest
 
 from tests.contract import crash
 from tests.contract.conftest import Pool
+from tests.contract.pools import promising
 from tests.scratch import unmount_under
 from voldriverd.driver import Capability, Key, TreeOptions
 
@@ -109,8 +110,8 @@ def test_attach_and_detach_that_are_killed_can_be_repeated(pool: Pool) -> None:
         assert _listing(pool.root) == before
 
 
+@promising(Capability.SIZE)
 def test_a_resize_that_is_killed_leaves_the_old_size_or_the_new_and_can_be_repeated(pool: Pool) -> None:
-    pool.needs(Capability.SIZE)
     pool.create("v1.1", TreeOptions(size_bytes=64 << 20))
     pool.write("v1.1", "file", b"content")
     sizes = [96 << 20]

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.contract.conftest import Pool
+from tests.contract.pools import promising
 from tests.scratch import Scratch, unmount_under
 from voldriverd.driver import Capability, Key, TreeOptions
 
@@ -78,8 +79,8 @@ def test_what_was_fsynced_in_an_attached_tree_survives(pool: Pool, cut: Cut) -> 
     assert after.read("v1.1", "file") == b"content"
 
 
+@promising(Capability.SIZE)
 def test_a_new_size_survives(pool: Pool, cut: Cut) -> None:
-    pool.needs(Capability.SIZE)
     pool.create("v1.1", TreeOptions(size_bytes=64 << 20))
     pool.driver.resize(Key("v1.1"), 96 << 20)
     assert cut().driver.usage(Key("v1.1")).limit_bytes == 96 << 20

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.contract.conftest import Pool
+from tests.contract.pools import promising
 from voldriverd.driver import Capability, Key
 from voldriverd.kernel import fs
 
@@ -31,8 +32,12 @@ def _clone_s(pool: Pool, source: str) -> float:
     return min(times)
 
 
+def test_the_capabilities_are_those_of_the_table(pool: Pool) -> None:
+    assert pool.driver.capabilities == pool.kind.promises
+
+
+@promising(Capability.COW)
 def test_a_clone_takes_neither_time_nor_space_for_data(pool: Pool) -> None:
-    pool.needs(Capability.COW)
     pool.create("v1.1")
     pool.create("v2.1")
     pool.write("v2.1", "file", os.urandom(_LARGE))
@@ -78,8 +83,8 @@ def _writer(directory: Path, acknowledged: Path) -> Iterator[None]:
             process.kill()
 
 
+@promising(Capability.INSTANT)
 def test_a_clone_under_a_writer_is_one_instant(pool: Pool, tmp_path: Path) -> None:
-    pool.needs(Capability.INSTANT)
     pool.create("v1.1")
     acknowledged = []
     with _writer(pool.attach("v1.1"), tmp_path / "acknowledged"):

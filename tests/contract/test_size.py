@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.contract.conftest import Pool
+from tests.contract.pools import not_promising, promising
 from voldriverd.driver import Capability, Key, TreeOptions
 from voldriverd.errors import Invalid, NotFound, Unsupported
 
@@ -32,16 +33,16 @@ def _fill(directory: Path, *, limit_bytes: int) -> tuple[int, int | None]:
     return written, None
 
 
+@promising(Capability.SIZE)
 def test_writing_past_the_size_fails(pool: Pool) -> None:
-    pool.needs(Capability.SIZE)
     pool.create("v1.1", _SIZED)
     written, number = _fill(pool.attach("v1.1"), limit_bytes=2 * _SIZE)
     assert number in {errno.ENOSPC, errno.EDQUOT}
     assert _SIZE // 2 < written <= _SIZE
 
 
+@promising(Capability.SIZE)
 def test_writing_past_the_size_of_a_clone_fails(pool: Pool) -> None:
-    pool.needs(Capability.SIZE)
     pool.create("v1.1", _SIZED)
     pool.driver.clone(Key("v1.1"), Key("s1"), read_only=True)
     pool.driver.clone(Key("s1"), Key("v1.2"), read_only=False)
@@ -50,16 +51,15 @@ def test_writing_past_the_size_of_a_clone_fails(pool: Pool) -> None:
     assert written <= _SIZE
 
 
+@promising(Capability.SIZE)
 def test_a_size_below_the_minimum_is_invalid_and_the_minimum_named(pool: Pool) -> None:
-    pool.needs(Capability.SIZE)
     with pytest.raises(Invalid, match=r"minimum|smallest") as caught:
         pool.driver.complete(TreeOptions(size_bytes=1))
     assert caught.value.field == "size"
 
 
+@not_promising(Capability.SIZE)
 def test_without_sizes_the_option_is_unsupported_and_a_driver_named_that_has_them(pool: Pool) -> None:
-    if Capability.SIZE in pool.driver.capabilities:
-        pytest.skip("has sizes")
     with pytest.raises(Unsupported, match="loop"):
         pool.driver.complete(_SIZED)
 
@@ -92,27 +92,27 @@ def test_complete_is_repeatable_and_touches_nothing(pool: Pool) -> None:
     assert pool.driver.trees() == set()
 
 
+@promising(Capability.SIZE)
 def test_a_grown_tree_takes_more(pool: Pool) -> None:
-    pool.needs(Capability.SIZE)
     pool.create("v1.1", _SIZED)
     pool.driver.resize(Key("v1.1"), 3 * _SIZE)
     written, number = _fill(pool.attach("v1.1"), limit_bytes=2 * _SIZE)
     assert (written, number) == (2 * _SIZE, None)
 
 
+@promising(Capability.SIZE)
 def test_an_attached_tree_can_grow(pool: Pool) -> None:
-    pool.needs(Capability.SIZE)
     pool.create("v1.1", _SIZED)
     path = pool.attach("v1.1")
     try:
         pool.driver.resize(Key("v1.1"), 3 * _SIZE)
     except Unsupported as err:
-        pytest.skip(str(err))
+        pytest.skip(f"ext4 online grow: {err}")
     assert _fill(path, limit_bytes=2 * _SIZE) == (2 * _SIZE, None)
 
 
+@promising(Capability.SIZE)
 def test_resize_keeps_the_content_and_may_be_repeated(pool: Pool) -> None:
-    pool.needs(Capability.SIZE)
     pool.create("v1.1", _SIZED)
     pool.write("v1.1", "file", b"content")
     pool.driver.resize(Key("v1.1"), 2 * _SIZE)
@@ -121,8 +121,8 @@ def test_resize_keeps_the_content_and_may_be_repeated(pool: Pool) -> None:
     assert pool.read("v1.1", "file") == b"content"
 
 
+@promising(Capability.SIZE)
 def test_resize_of_a_clone_leaves_its_source(pool: Pool) -> None:
-    pool.needs(Capability.SIZE)
     pool.create("v1.1", _SIZED)
     pool.driver.clone(Key("v1.1"), Key("v2.1"), read_only=False)
     pool.driver.resize(Key("v2.1"), 2 * _SIZE)
@@ -130,8 +130,8 @@ def test_resize_of_a_clone_leaves_its_source(pool: Pool) -> None:
     assert pool.driver.usage(Key("v2.1")).limit_bytes == 2 * _SIZE
 
 
+@promising(Capability.SIZE)
 def test_resize_below_the_content_is_invalid_and_changes_nothing(pool: Pool) -> None:
-    pool.needs(Capability.SIZE)
     pool.create("v1.1", _SIZED)
     pool.write("v1.1", "file", _MIB * 40)
     with pytest.raises(Invalid, match=r"cannot resize tree v1\.1") as caught:
@@ -141,15 +141,14 @@ def test_resize_below_the_content_is_invalid_and_changes_nothing(pool: Pool) -> 
     assert pool.read("v1.1", "file") == _MIB * 40
 
 
+@promising(Capability.SIZE)
 def test_resize_of_an_absent_tree_is_not_found(pool: Pool) -> None:
-    pool.needs(Capability.SIZE)
     with pytest.raises(NotFound, match=r"cannot resize tree v9\.9"):
         pool.driver.resize(Key("v9.9"), _SIZE)
 
 
+@not_promising(Capability.SIZE)
 def test_resize_without_sizes_is_unsupported(pool: Pool) -> None:
-    if Capability.SIZE in pool.driver.capabilities:
-        pytest.skip("has sizes")
     pool.create("v1.1")
     with pytest.raises(Unsupported, match="loop"):
         pool.driver.resize(Key("v1.1"), _SIZE)
@@ -160,8 +159,8 @@ def test_usage_of_an_absent_tree_is_not_found(pool: Pool) -> None:
         pool.driver.usage(Key("v9.9"))
 
 
+@promising(Capability.SIZE)
 def test_usage_tells_size_and_what_was_written(pool: Pool) -> None:
-    pool.needs(Capability.SIZE)
     pool.create("v1.1", _SIZED)
     before = pool.driver.usage(Key("v1.1"))
     pool.write("v1.1", "file", _MIB * 8)
@@ -173,8 +172,8 @@ def test_usage_tells_size_and_what_was_written(pool: Pool) -> None:
     assert 8 << 20 <= after.used_bytes - before.used_bytes < 10 << 20
 
 
+@promising(Capability.SIZE)
 def test_usage_of_a_clone_counts_what_it_was_born_with(pool: Pool) -> None:
-    pool.needs(Capability.SIZE)
     pool.create("v1.1", _SIZED)
     pool.write("v1.1", "file", _MIB * 8)
     pool.driver.clone(Key("v1.1"), Key("s1"), read_only=True)

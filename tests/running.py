@@ -28,7 +28,7 @@ START_S: Final = 30.0
 STOP_S: Final = 15.0
 _TICK_S: Final = 0.02
 _SERVING: Final = "verb=start"
-_DAEMON: Final = "import sys; sys.argv[0] = 'voldriverd'; from voldriverd.cli.daemon import main; main()"
+DAEMON: Final = "import sys; sys.argv[0] = 'voldriverd'; from voldriverd.cli.daemon import main; main()"
 _CLIENT: Final = "import sys; sys.argv[0] = 'voldriver'; from voldriverd.cli.client import main; main()"
 
 SMALL: Final = '[embedded]\nsize = "300M"\n'
@@ -100,7 +100,7 @@ class Running:
         before = self.log.count(_SERVING)
         with self.log_file.open("ab") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-c", _DAEMON, *self._places()], stdin=subprocess.DEVNULL, stdout=log, stderr=log
+                [sys.executable, "-c", DAEMON, *self._places()], stdin=subprocess.DEVNULL, stdout=log, stderr=log
             )
         for _ in range(int(START_S / _TICK_S)):
             if self.log.count(_SERVING) > before:
@@ -128,7 +128,7 @@ class Running:
 
     def release(self) -> str:
         """Unmount with `voldriverd --release` what nobody uses; returns what it says."""
-        argv = [sys.executable, "-c", _DAEMON, *self._places(), "--release"]
+        argv = [sys.executable, "-c", DAEMON, *self._places(), "--release"]
         done = subprocess.run(argv, capture_output=True, text=True, timeout=STOP_S, check=False)
         return done.stdout + done.stderr
 

@@ -13,7 +13,7 @@ import os
 import shutil
 import signal
 import sys
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Final
@@ -23,7 +23,7 @@ from aiohttp import web
 import drivers
 from voldriverd import config as configuration
 from voldriverd import embedded, model, service, sockets, store, worker
-from voldriverd.api import docker, rancher
+from voldriverd.api import docker, middleware, rancher
 from voldriverd.driver import Driver
 from voldriverd.engine import mounts, pools, recovery
 from voldriverd.engine.context import Engine, Limits
@@ -31,8 +31,6 @@ from voldriverd.errors import Error, Exists, InUse
 from voldriverd.kernel import fs
 
 _log = logging.getLogger(__name__)
-
-_Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 
 STOP_S: Final = 4.0
 """How long verbs that run may take to end after SIGTERM; what is left is ended by recovery."""
@@ -110,13 +108,13 @@ async def _serve(config: configuration.Config, engine: Engine) -> bool:
     verbs = service.Service(engine)
     upkeep = worker.Worker(verbs, reconcile_interval_s=config.reconcile_interval_s)
     sites = (
-        (config.api_socket, "voldriver", rancher.Api(verbs).handle),
-        (config.docker_socket, "docker", docker.Plugin(verbs).handle),
+        (config.api_socket, "voldriver", rancher.Api(verbs)),
+        (config.docker_socket, "docker", docker.Plugin(verbs)),
     )
     runners = []
     try:
-        for path, group, handle in sites:
-            runners.append(await _listen(path, group, handle))
+        for path, group, site in sites:
+            runners.append(await _listen(path, group, site))
         upkeep.start()
         _say_ready(config, engine)
         await ended.wait()
@@ -130,12 +128,12 @@ async def _serve(config: configuration.Config, engine: Engine) -> bool:
     return has_ended
 
 
-async def _listen(path: Path, group: str, handle: _Handler) -> web.ServerRunner:
+async def _listen(path: Path, group: str, site: middleware.Site) -> web.ServerRunner:
     listener = sockets.bind(path, group=group)
-    server = web.Server(handle, keepalive_timeout=KEEPALIVE_S, access_log=None)
+    server = middleware.Server(site, keepalive_timeout=KEEPALIVE_S, access_log=None)
     runner = web.ServerRunner(server, shutdown_timeout=STOP_S)
     await runner.setup()
-    await web.SockSite(runner, listener).start()
+    await web.SockSite(runner, listener, backlog=sockets.BACKLOG).start()  # or it would listen again, for fewer
     return runner
 
 

@@ -104,6 +104,10 @@ class Plugin:
             raise _Refused(f"{request.path} takes POST, not {request.method}")
         return method
 
+    def refuse(self, status: int, text: str) -> web.Response:
+        """Return the answer to what cannot even be read as a request."""
+        return _error(status, text)
+
     async def _activate(self, _request: web.BaseRequest, _body: _Body) -> _Answer:
         self._service.reconcile_soon()  # a new dockerd, or a podman command
         return {"Implements": ["VolumeDriver"]}

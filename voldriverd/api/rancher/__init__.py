@@ -59,6 +59,11 @@ class Api:
             problem = Problem(HTTPStatus.INTERNAL_SERVER_ERROR, message)
         return _respond(base, problem.status, problem.show())
 
+    def refuse(self, status: int, text: str) -> web.Response:
+        """Return the answer to what cannot even be read as a request, and so says no name for us."""
+        problem = Problem(HTTPStatus(status), text)
+        return _respond(f"http://localhost/{VERSION}", problem.status, problem.show())
+
     async def _answer(self, request: web.BaseRequest, base: str) -> web.StreamResponse:
         version, *parts = [part for part in request.path.split("/") if part] or [""]
         if version.lower() not in {"", VERSION}:

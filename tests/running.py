@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Self
 
-from tests.scratch import unmount_under
+from tests.scratch import Scratch, unmount_under
 from voldriverd.kernel import fs
 
 START_S: Final = 30.0
@@ -139,7 +139,7 @@ class Running:
         if (self.root / "voldriver.db").exists():
             self.release()
         unmount_under(self.base)
-        _make_mutable(self.root / "embedded")
+        make_mutable(self.root / "embedded")
 
     def api(self, method: str, path: str, body: object = None, *, headers: Mapping[str, str] | None = None) -> Answer:
         """Ask the API; a body that is not bytes is sent as JSON."""
@@ -198,7 +198,19 @@ def pools_config(**pools: tuple[str, Path]) -> str:
     return "\n".join(sections)
 
 
-def _make_mutable(directory: Path) -> None:
+def scratch_config(scratch: Scratch, name: str) -> str:
+    """Return the configuration of one pool for each driver on a scratch btrfs; with quotas, `fast` knows sizes."""
+    place = scratch.make("btrfs") / name
+    pools = {
+        "fast": ("btrfs", place / "fast"),
+        "images": ("loop", place / "images"),
+        "plain": ("directory", place / "p"),
+    }
+    return pools_config(**pools).replace('fast"\n', 'fast"\nquota = "simple"\n', 1)
+
+
+def make_mutable(directory: Path) -> None:
+    """Let the directory under an embedded image be deleted; nothing may be mounted there."""
     if not directory.is_dir():
         return
     fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)

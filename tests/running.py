@@ -15,6 +15,7 @@ import signal
 import socket
 import subprocess
 import sys
+import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -198,15 +199,11 @@ def pools_config(**pools: tuple[str, Path]) -> str:
     return "\n".join(sections)
 
 
-def scratch_config(scratch: Scratch, name: str) -> str:
-    """Return the configuration of one pool for each driver on a scratch btrfs; with quotas, `fast` knows sizes."""
-    place = scratch.make("btrfs") / name
-    pools = {
-        "fast": ("btrfs", place / "fast"),
-        "images": ("loop", place / "images"),
-        "plain": ("directory", place / "p"),
-    }
-    return pools_config(**pools).replace('fast"\n', 'fast"\nquota = "simple"\n', 1)
+def scratch_config(scratch: Scratch) -> str:
+    """Return the configuration of one pool for each driver, new ones on a shared btrfs; `fast` knows sizes."""
+    place = scratch.shared("daemons", "btrfs") / uuid.uuid4().hex
+    fast = f'[pools.fast]\ndriver = "btrfs"\npath = "{place}/fast"\nquota = "simple"\n'
+    return fast + pools_config(images=("loop", place / "images"), plain=("directory", place / "plain"))
 
 
 def make_mutable(directory: Path) -> None:

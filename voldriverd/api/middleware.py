@@ -54,7 +54,10 @@ class _Connection(RequestHandler):
         """Answer, and close the connection: nobody knows where the next request begins."""
         if request.writer.output_size > 0:
             return super().handle_error(request, status, exc, message)
-        if status >= 500:
+        if isinstance(exc, ConnectionError):
+            text = "the client has gone while it sent its request"
+            _log.info("verb=serve path=%s result=%s", request.path, text)
+        elif status >= 500:
             _log.error("verb=serve path=%s result=internal error", request.path, exc_info=exc)
             text = "internal error of voldriverd; its log has the details"
         else:

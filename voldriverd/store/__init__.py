@@ -27,7 +27,8 @@ from voldriverd.store.write import Write, summary
 _T = TypeVar("_T")
 
 FILE_NAME: Final = "voldriver.db"
-_TABLES: Final = ("pools", "volumes", "snapshots", "mounts")
+_TABLES: Final = {"pools": "-", "volumes": "v", "snapshots": "s", "mounts": "-"}
+"""Whose rows have numbers of their own, and with which letter keys are made from them; no key begins with `-`."""
 
 
 class Store:
@@ -228,8 +229,13 @@ class Store:
         self._last_ids = {table: self._last_id(table) for table in _TABLES}
 
     def _last_id(self, table: str) -> int:
-        row = self._connection.execute("SELECT seq FROM sqlite_sequence WHERE name = ?", (table,)).fetchone()
-        return 0 if row is None else int(row[0])
+        """Return the last number of a table; a verb that was cut off may have left a tree's row of a higher one."""
+        found = self._connection.execute(
+            "SELECT max((SELECT coalesce(max(seq), 0) FROM sqlite_sequence WHERE name = ?1), "
+            "(SELECT coalesce(max(CAST(substr(key, 2) AS INTEGER)), 0) FROM trees WHERE key GLOB ?2))",
+            (table, f"{_TABLES[table]}*"),
+        )
+        return int(found.fetchone()[0])
 
     def _attempt(self, change: Callable[[Write], _T]) -> _T:
         write = Write(self._connection)

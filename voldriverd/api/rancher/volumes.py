@@ -235,6 +235,10 @@ async def _clone(service: Service, volume: model.Volume, given: Body) -> Made:
     if fields.get(_SNAPSHOT_OF) is not None:
         snapshot = _own_snapshot(service, volume, fields[_SNAPSHOT_OF], f"cannot clone volume {volume.name}")
         snapshot_name = snapshot.shown_name
+        named = service.store.snapshot_named(volume.id, snapshot_name)
+        if named is not None and named.id != snapshot.id:  # `from` would mean the other one
+            message = f"cannot clone volume {volume.name}: snapshot 1s{named.id} bears the name {snapshot_name}"
+            raise problems.invalid("InvalidReference", message, field=_SNAPSHOT_OF)
     source = names.Source(volume.name, snapshot_name)
     options = {"from": str(source)} | ({} if size is None else {"size": size})
     parsed = names.VolumeOptions(source=source, size_bytes=None if size is None else names.size(size))

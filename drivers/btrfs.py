@@ -69,6 +69,8 @@ class Btrfs:
         with btrfs.opened(self._trees) as trees:
             self._file_system_id = btrfs.file_system_id(trees)
             self._enable_quota(trees)
+            if self._quota is not Mode.OFF:
+                qgroup.sweep(trees, self._file_system_id)
             for name in os.listdir(trees):
                 if name.startswith(_PART):
                     nested.destroy(trees, name)
@@ -124,9 +126,11 @@ class Btrfs:
     def remove(self, key: Key) -> None:
         """Destroy a subvolume and those nested in it; not committed, and its space comes back later."""
         with btrfs.opened(self._trees) as trees:
-            if not _is_subvolume(self._trees / key):
+            if not os.path.lexists(self._trees / key):
                 _destroy_part(trees, key)
                 return
+            if not _is_subvolume(self._trees / key):
+                raise Unusable(f"cannot remove tree {key}: what lies under its name is no subvolume")
             binding.check_unused(key, self._trees / key, self._mounts / key)
             try:
                 btrfs.destroy(trees, key)
@@ -148,14 +152,14 @@ class Btrfs:
     def resize(self, key: Key, size_bytes: int) -> None:
         """Change the limit, from now on; committed when this returns."""
         self._check_size(f"resize tree {key} to", size_bytes)
-        with self._tree("resize", key) as fd:
+        with btrfs.opened(self._trees) as trees, self._tree("resize", key) as fd:
+            btrfs.commit(trees, _PART + key)  # brings the counts up to date
             subvolume_id = btrfs.subvolume_id(fd)
             group = qgroup.group(self._file_system_id, subvolume_id)
             if group is not None and group.referenced_bytes > size_bytes:
                 message = f"cannot resize tree {key} to {size_bytes} bytes: it is charged {group.referenced_bytes}"
                 raise Invalid(message, field="size")
             qgroup.set_size(fd, subvolume_id, size_bytes)
-        with btrfs.opened(self._trees) as trees:
             btrfs.commit(trees, _PART + key)
 
     def trees(self) -> set[Key]:
@@ -263,11 +267,14 @@ class Btrfs:
 
     def _correct_inherited(self, trees: int, source: int, target: Key, before: btrfs.Limit | None) -> None:
         """Store what the snapshot wrote out of the source's dirty data, which its group had not counted yet."""
-        after = self._limit_of_clone(trees, source)
-        if before is None or after is None or after.rsv_rfer == before.rsv_rfer:
+        try:
+            after = self._limit_of_clone(trees, source)
+            if before is None or after is None or after.rsv_rfer == before.rsv_rfer:
+                return
+            with btrfs.opened(target, directory_fd=trees) as fd:
+                qgroup.set_inherited(fd, btrfs.subvolume_id(fd), after.rsv_rfer)
+        except OSError:  # the clone is there and right; only its usage is told a little low
             return
-        with btrfs.opened(target, directory_fd=trees) as fd:
-            qgroup.set_inherited(fd, btrfs.subvolume_id(fd), after.rsv_rfer)
 
 
 def _is_plain(options: TreeOptions) -> bool:

@@ -26,8 +26,9 @@ BTRFS_QGROUP_INHERIT_SET_LIMITS: Final = 1 << 0
 """linux/btrfs.h"""
 
 _ROOT_TREE_OBJECTID: Final = 1
+_ROOT_ITEM_KEY: Final = 132
 _ROOT_REF_KEY: Final = 156
-"""linux/btrfs_tree.h: BTRFS_ROOT_TREE_OBJECTID, BTRFS_ROOT_REF_KEY"""
+"""linux/btrfs_tree.h: BTRFS_ROOT_TREE_OBJECTID and its like"""
 
 _FILEID_BTRFS_WITHOUT_PARENT: Final = 0x4D
 """linux/exportfs.h, fs/btrfs/export.h"""
@@ -196,6 +197,11 @@ def subvolume_id(fd: int) -> int:
     arguments = _InoLookupArgs(objectid=BTRFS_FIRST_FREE_OBJECTID)
     ioctl.call(fd, BTRFS_IOC_INO_LOOKUP, arguments)
     return int(arguments.treeid)
+
+
+def exists(fd: int, tree_id: int) -> bool:
+    """Tell whether there is a subvolume of that id, or a deleted one that is still being cleaned. Raises OSError."""
+    return next(search(fd, _ROOT_TREE_OBJECTID, tree_id, _ROOT_ITEM_KEY), None) is not None
 
 
 def file_system_id(fd: int) -> str:

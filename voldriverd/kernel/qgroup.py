@@ -43,8 +43,15 @@ class _QgroupLimitArgs(ctypes.Structure):
     _fields_ = (("qgroupid", ctypes.c_uint64), ("lim", btrfs.Limit))
 
 
+class _QgroupCreateArgs(ctypes.Structure):
+    """struct btrfs_ioctl_qgroup_create_args."""
+
+    _fields_ = (("create", ctypes.c_uint64), ("qgroupid", ctypes.c_uint64))
+
+
 BTRFS_IOC_QUOTA_CTL: Final = ioctl.iowr(0x94, 40, ctypes.sizeof(_QuotaCtlArgs))
 BTRFS_IOC_QGROUP_LIMIT: Final = ioctl.ior(0x94, 43, ctypes.sizeof(_QgroupLimitArgs))
+BTRFS_IOC_QGROUP_CREATE: Final = ioctl.iow(0x94, 42, ctypes.sizeof(_QgroupCreateArgs))
 BTRFS_IOC_QUOTA_RESCAN_WAIT: Final = ioctl.io(0x94, 46)
 
 
@@ -119,6 +126,21 @@ def group(file_system_id: str, subvolume_id: int) -> Group | None:
     except FileNotFoundError:
         return None
     return Group(referenced, exclusive, limit_bytes if flags & BTRFS_QGROUP_LIMIT_MAX_RFER else None)
+
+
+def sweep(fd: int, file_system_id: str) -> None:
+    """Remove the groups that count nothing any more and whose subvolume has gone. Raises OSError.
+
+    The kernel does that only for groups that are empty when their subvolume goes (6.18); with simple
+    quotas the group of one that was cloned is not.
+    """
+    for directory in _sysfs(file_system_id).glob("0_*"):
+        subvolume_id = int(directory.name.removeprefix("0_"))
+        try:
+            if int((directory / "referenced").read_text()) == 0 and not btrfs.exists(fd, subvolume_id):
+                ioctl.call(fd, BTRFS_IOC_QGROUP_CREATE, _QgroupCreateArgs(0, subvolume_id))
+        except FileNotFoundError:  # the kernel was quicker
+            continue
 
 
 def _sysfs(file_system_id: str) -> Path:

@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tarfile
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -91,6 +92,10 @@ class Voldriverd:
         """Wait for its end by somebody else's hand."""
         self._world.ended(self._pid)
 
+    def is_up(self) -> bool:
+        """Tell whether it runs."""
+        return self._pid != 0 and self._world.status(self._pid) is None
+
     def plugin(self, method: str, **fields: object) -> Answer:
         """Ask the plugin from outside, where no mount of the world is seen."""
         return request(self.plugin_socket, "POST", f"/{method}", fields)
@@ -98,6 +103,24 @@ class Voldriverd:
     def api(self, method: str, path: str, body: object = None) -> Answer:
         """Ask the API."""
         return request(self.api_socket, method, path, body)
+
+    def row(self, volume: str, *, is_trashed: bool = False) -> dict[str, Any]:
+        """Return the resource of a volume."""
+        where = f"name={volume}" + ("&state=removed&removed_notnull=1" if is_trashed else "")
+        (row,) = self.api("GET", f"/v1/volumes?{where}").body["data"]
+        found: dict[str, Any] = row
+        return found
+
+    def act(self, action: str, row: dict[str, Any], **fields: object) -> dict[str, Any]:
+        """Do an action on a resource, and return what it answers; it must succeed."""
+        answer = self.tried(action, row, **fields)
+        assert answer.status < 300, answer
+        found: dict[str, Any] = answer.body
+        return found
+
+    def tried(self, action: str, row: dict[str, Any], **fields: object) -> Answer:
+        """Ask for an action on a resource."""
+        return self.api("POST", f"/v1/{row['type']}s/{row['id']}/?action={action}", fields)
 
     def status(self, volume: str) -> dict[str, Any]:
         """Return the Status of a volume."""
@@ -122,6 +145,24 @@ class Voldriverd:
     def clean(self) -> None:
         """Make the root such that it can be deleted; the world must have ended."""
         make_mutable(self.root / "embedded")
+
+
+@dataclass(frozen=True, slots=True)
+class Host:
+    """All three; what a test breaks, `mend` makes whole."""
+
+    world: World
+    vd: "Voldriverd"
+    dockerd: "Dockerd"
+
+    def mend(self) -> None:
+        """Have both daemons run, and no container and no volume; then nothing may be mounted any more."""
+        if not self.vd.is_up():
+            self.vd.start()
+        if not self.dockerd.is_up():
+            self.dockerd.start()
+        self.dockerd.clean()
+        until(lambda: not self.vd.mounted(), "the volumes to be unmounted")
 
 
 class Dockerd:
@@ -195,6 +236,10 @@ class Dockerd:
         """Run a container in the background that does nothing, or a command."""
         return self.docker("run", "--detach", "--network=none", f"--name={name}", *KEEP, *arguments, image, *command)
 
+    def create(self, volume: str, driver: str, **options: str) -> None:
+        """Create a volume as the docker client does, without starting one."""
+        self._api("POST", "/volumes/create", {"Name": volume, "Driver": driver, "DriverOpts": options})
+
     def inspect(self, volume: str) -> dict[str, Any]:
         """Return what docker shows of a volume."""
         (found,) = json.loads(self.docker("volume", "inspect", volume))
@@ -205,6 +250,10 @@ class Dockerd:
         """Return the names that docker lists."""
         given = [argument for each in filters for argument in ("--filter", each)]
         return set(self.docker("volume", "ls", "--quiet", *given).split())
+
+    def is_up(self) -> bool:
+        """Tell whether it runs."""
+        return self._pid != 0 and self._world.status(self._pid) is None
 
     def clean(self) -> None:
         """Remove every container and volume."""
@@ -232,11 +281,13 @@ class Dockerd:
         except OSError:
             return False
 
-    def _ask(self, method: str, path: str) -> Answer:
-        return request(self._world.root / str(_SOCKET)[1:], method, path)
+    def _ask(self, method: str, path: str, body: object = None) -> Answer:
+        return request(
+            self._world.root / str(_SOCKET)[1:], method, path, body, headers={"Content-Type": "application/json"}
+        )
 
-    def _api(self, method: str, path: str) -> Any:
-        answer = self._ask(method, path)
+    def _api(self, method: str, path: str, body: object = None) -> Any:
+        answer = self._ask(method, path, body)
         assert answer.status < 300, answer
         return answer.body
 

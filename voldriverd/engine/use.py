@@ -22,12 +22,12 @@ def ensure_unused(engine: Engine, volume: model.Volume, what: str) -> None:
     reconciliation; a holder of the last STARTING_S counts, for its container may be starting.
     """
     driver = engine.pools.driver(volume.pool_id)
-    held = [mount for mount in engine.store.mounts(volume.id) if _is_starting(engine, mount)]
-    if held:
-        raise InUse(f"{what}: it is mounted by {', '.join(holder_name(mount) for mount in held[:_NAMED_MAX])}")
     users = driver.users(volume.tree)
     if users:
         raise in_use(what, users)
+    held = [mount for mount in engine.store.mounts(volume.id) if _is_starting(engine, mount)]
+    if held:
+        raise InUse(f"{what}: it is mounted by {', '.join(holder_name(mount) for mount in held[:_NAMED_MAX])}")
     _detach(engine, driver, volume.tree, what)
     stale = engine.store.mounts(volume.id)
     if stale:
@@ -66,8 +66,8 @@ def is_used(engine: Engine, volume: model.Volume) -> bool:
 
 
 def in_use(what: str, users: list[User]) -> InUse:
-    """Return the error that names processes and where they have a tree mounted."""
-    named = [f"{user.process} (pid {user.pid}) at {user.mount_point}" for user in users[:_NAMED_MAX]]
+    """Return the error that names processes, their containers and where they have a tree mounted."""
+    named = [f"{process.shown(user.pid, user.process)} at {user.mount_point}" for user in users[:_NAMED_MAX]]
     more = len(users) - len(named)
     return InUse(f"{what}: it is mounted by {', '.join(named)}" + (f" and {more} more" if more else ""))
 
@@ -98,5 +98,5 @@ def _detach(engine: Engine, driver: Driver, key: Key, what: str) -> None:
         driver.detach(key)
     except InUse as err:
         openers = process.openers(engine.mounts / key)
-        who = ", ".join(f"{name} (pid {pid}) in {path}" for pid, name, path in openers[:_NAMED_MAX])
+        who = ", ".join(f"{process.shown(pid, name)} in {path}" for pid, name, path in openers[:_NAMED_MAX])
         raise InUse(f"{what}: it is used by {who or 'a process of this host'}") from err

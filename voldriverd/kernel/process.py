@@ -1,10 +1,16 @@
 """Processes that keep a mount busy (proc(5): cwd, root, fd, fdinfo)."""
 
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Final
 
 from voldriverd.kernel import mount
+
+_CONTAINER: Final = re.compile(
+    r"(?:/|docker-|libpod-|cri-containerd-|crio-)([0-9a-f]{64})(?:\.scope)?(?:/|$)", re.MULTILINE
+)
 
 
 def openers(mount_point: Path) -> list[tuple[int, str, str]]:
@@ -23,6 +29,29 @@ def openers(mount_point: Path) -> list[tuple[int, str, str]]:
         if path is not None:
             found.append((int(name), mount.process_name(int(name)), path))
     return found
+
+
+def shown(pid: int, name: str) -> str:
+    """Return a process as people know it: its name and pid and, if it is not in ours, the short id of its container."""
+    container = container_of(pid)
+    if container is None or container == container_of(os.getpid()):
+        return f"{name} (pid {pid})"
+    return f"{name} (pid {pid}) of container {container[:12]}"
+
+
+def container_of(pid: int) -> str | None:
+    """Return the id of the container that a process is in."""
+    try:
+        with open(f"/proc/{pid}/cgroup", encoding="ascii", errors="replace") as file:
+            return container_in(file.read())
+    except OSError:  # the process ended meanwhile
+        return None
+
+
+def container_in(groups: str) -> str | None:
+    """Return the id of the innermost container in a cgroup file, by the names of docker, podman, containerd, cri-o."""
+    found = _CONTAINER.findall(groups)
+    return found[-1] if found else None
 
 
 def started(pid: int) -> int | None:

@@ -127,14 +127,31 @@ def test_open_sweeps_groups_of_trees_that_have_gone_and_no_others(make: Make) ->
     driver = make("simple")
     groups = Path(f"/sys/fs/btrfs/{driver._file_system_id}/qgroups")
     driver.create(Key("v1.1"), _SIZED)
-    with btrfs.opened(path_of(driver, "v1.1")) as fd:
-        group_of_tree = groups / f"0_{btrfs.subvolume_id(fd)}"
-        for gone in ("0/100000", "1/5"):
-            subprocess.run(["btrfs", "qgroup", "create", gone, driver._root], check=True)
+    driver.create(Key("v2.1"), _SIZED)
+    (path_of(driver, "v1.1") / "file").write_bytes(os.urandom(1 << 20))
+    gone, kept = (_subvolume_id(driver, key) for key in ("v1.1", "v2.1"))
+    driver.clone(Key("v1.1"), Key("s1"), read_only=True)
+    snapshot = _subvolume_id(driver, "s1")
+    for key, subvolume_id in (("v1.1", gone), ("s1", snapshot)):
+        driver.remove(Key(key))
+        _wait_for_cleaner(driver, subvolume_id)
+    assert (groups / f"0_{gone}").exists()
     driver.open()
-    assert not (groups / "0_100000").exists()
-    assert (groups / "1_5").exists()
-    assert group_of_tree.exists()
+    assert not (groups / f"0_{gone}").exists()
+    assert (groups / f"0_{kept}").exists()
+
+
+def _subvolume_id(driver: Btrfs, key: str) -> int:
+    with btrfs.opened(path_of(driver, key)) as fd:
+        return btrfs.subvolume_id(fd)
+
+
+def _wait_for_cleaner(driver: Btrfs, subvolume_id: int) -> None:
+    """Return when the kernel has given a removed subvolume's space back; each sync wakes it."""
+    with btrfs.opened(trees_of(driver)) as fd:
+        while btrfs.exists(fd, subvolume_id):
+            subprocess.run(["btrfs", "filesystem", "sync", driver._root], check=True, stdout=subprocess.DEVNULL)
+    subprocess.run(["btrfs", "filesystem", "sync", driver._root], check=True, stdout=subprocess.DEVNULL)
 
 
 # complete

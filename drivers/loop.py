@@ -141,10 +141,12 @@ class Loop:
         path.unlink()
 
     def attach(self, key: Key, *, read_only: bool) -> Path:
-        """Mount the file system aside and bind its directory to the mount point; the bind alone stays."""
+        """Mount the file system aside and bind its directory to the mount point; the bind alone stays.
+
+        The file system of a read-only tree is mounted read-only, whatever the bind allows.
+        """
         path = self._existing(key, "attach")
         target = self._mounts / key
-        read_only = read_only or _is_read_only(path)
         target.mkdir(0o700, exist_ok=True)
         try:
             if not binding.uncover(key, target, lambda: self._is_served(key, path)):

@@ -5,6 +5,7 @@ import os
 import shutil
 import tempfile
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,6 +19,8 @@ hypothesis.settings.register_profile("ours", deadline=None)  # a busy machine is
 hypothesis.settings.load_profile("ours")
 
 _SESSION_SCRATCH = "session-scratch"
+_CLEAR_TIMEOUT_S = 2.0
+"""For whoever has a loop device open after its umount: udev, or another session that looks for its own one."""
 _NEEDS = {
     "root": ("needs root", os.geteuid() == 0),
     "docker": ("needs root and dockerd", os.geteuid() == 0 and shutil.which("dockerd") is not None),
@@ -67,6 +70,10 @@ def leaves_nothing(temporary: Path) -> Iterator[None]:
     left = _state(own, temporary) - before
     if left:
         gc.collect()  # what only a cycle of garbage holds is not left
+        left = _state(own, temporary) - before
+    end = time.monotonic() + _CLEAR_TIMEOUT_S
+    while left and time.monotonic() < end and all(name.startswith("loop") for name in left):
+        time.sleep(0.01)
         left = _state(own, temporary) - before
     if left:
         pytest.fail("left behind: " + ", ".join(sorted(left)))

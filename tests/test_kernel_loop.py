@@ -86,13 +86,13 @@ def test_a_held_image_has_a_device_that_shows_all_of_it(image: Path) -> None:
 def test_the_device_goes_when_it_is_not_held_any_more(image: Path) -> None:
     with loop.held(image):
         pass
-    assert loop.attached(image) is None
+    assert loop.wait_cleared(image, timeout_s=5)
 
 
 def test_the_device_goes_when_the_block_raises(image: Path) -> None:
     with pytest.raises(KeyError), loop.held(image):
         raise KeyError
-    assert loop.attached(image) is None
+    assert loop.wait_cleared(image, timeout_s=5)
 
 
 def test_the_mount_keeps_the_device_and_its_end_clears_it(image: Path, place: Path) -> None:
@@ -189,6 +189,7 @@ def test_a_device_is_told_from_others_by_its_numbers(image: Path, tmp_path: Path
 def test_what_is_no_bound_loop_device_backs_nothing(image: Path) -> None:
     with loop.held(image) as device:
         numbers = device.numbers
+    assert loop.wait_cleared(image, timeout_s=5)
     assert not loop.is_backed_by(numbers, image)
     assert not loop.is_backed_by(numbers.replace("7:", "8:"), image)
     assert not loop.is_backed_by("0:42", image)
@@ -344,7 +345,7 @@ with loop.held(Path({str(image)!r})) as device:
 """
     checkout = Path(__file__).parent.parent
     subprocess.run(["unshare", "-m", sys.executable, "-c", script], check=True, cwd=checkout)
-    assert loop.attached(image) is None
+    assert loop.wait_cleared(image, timeout_s=5)
 
 
 def test_space_that_is_reserved_is_there_and_the_content_stays(tmp_path: Path) -> None:

@@ -73,6 +73,8 @@ def make_pool(session_scratch: Scratch, tmp_path: Path) -> Iterator["MakePool"]:
     yield make
     unmount_under(tmp_path)
     for root in make.roots:
+        for path in (root / "trees").iterdir():
+            loop.wait_cleared(path, timeout_s=5)  # others on this machine may be looking at all loop devices
         shutil.rmtree(root)  # the file systems are shared, and thick trees would fill them
 
 
@@ -280,6 +282,16 @@ def test_a_directory_of_images_that_a_crash_left_with_copy_on_write_is_mended(ma
     assert "C" in _flags(pool.images)
 
 
+def test_images_that_were_made_with_copy_on_write_can_still_be_cloned(make_pool: MakePool) -> None:
+    pool = make_pool("btrfs")
+    run.run(["chattr", "-C", str(pool.images)])
+    pool.create()
+    pool.write(b"content")
+    pool.driver.open()
+    pool.driver.clone(TREE, COPY, read_only=False)
+    assert pool.read(COPY) == b"content"
+
+
 def test_a_pool_in_a_compressed_directory_has_images_without_copy_on_write(make_pool: MakePool) -> None:
     pool = make_pool("btrfs")
     pool.images.rmdir()
@@ -309,7 +321,7 @@ def test_open_unmounts_what_a_crash_left_mounted_aside(pool: Pool) -> None:
     (pool.mounts / f".{TREE}-empty").mkdir()
     pool.driver.open()
     assert os.listdir(pool.mounts) == []
-    assert loop.attached(path) is None
+    assert loop.wait_cleared(path, timeout_s=5)
 
 
 def test_open_leaves_what_is_mounted_aside_and_in_use(pool: Pool) -> None:
@@ -321,6 +333,15 @@ def test_open_leaves_what_is_mounted_aside_and_in_use(pool: Pool) -> None:
     with (place / "file").open("wb"):
         pool.driver.open()
         assert mount.at(place) is not None
+
+
+def test_open_leaves_what_is_no_image_of_the_pool(pool: Pool) -> None:
+    pool.create()
+    place = pool.mounts / f".{TREE}-abc"
+    place.mkdir()
+    mount.mount("none", place, fs_type="tmpfs", data="size=64k")
+    pool.driver.open()
+    assert mount.at(place) is not None
 
 
 def test_open_leaves_what_another_pool_has_mounted_aside(make_pool: MakePool) -> None:
@@ -400,6 +421,25 @@ def test_a_create_in_a_full_pool_leaves_nothing(small: Pool, fs_type: str) -> No
     assert os.listdir(small.images) == []
 
 
+@fs_types
+def test_trees_work_on_a_disk_with_larger_blocks(make_pool: MakePool, tmp_path: Path, fs_type: str) -> None:
+    (tmp_path / "disk").write_bytes(b"")
+    os.truncate(tmp_path / "disk", GIB)
+    (tmp_path / "place").mkdir()
+    disk = run.run(["losetup", "--find", "--show", "--sector-size", "4096", str(tmp_path / "disk")]).strip()
+    run.run(["mkfs.ext4", "-q", "-b", "4096", disk])
+    mount.mount(disk, tmp_path / "place", fs_type="ext4")
+    run.run(["losetup", "-d", disk])  # when it is unmounted
+    pool = make_pool.at(tmp_path / "place" / "pool")
+    path = pool.create(fs_type, size_bytes=image.FORMATS[fs_type].minimum_bytes)
+    pool.write(b"content")
+    assert pool.read(TREE) == b"content"
+    pool.attach()
+    device = loop.attached(path)
+    assert device is not None
+    assert device.is_direct
+
+
 # thick
 
 
@@ -469,6 +509,15 @@ def test_a_thick_tree_is_not_cloned_without_space_to_overwrite_it(small: Pool, *
     with pytest.raises(Unusable, match=r"cannot clone tree v1\.1 to s1: it needs 300 MiB, the pool has 1\d\d"):
         small.driver.clone(TREE, SNAPSHOT, read_only=read_only)
     assert os.listdir(small.images) == [TREE]
+
+
+def test_a_writable_clone_of_a_thick_snapshot_needs_its_whole_size(small: Pool) -> None:
+    small.create(size_bytes=200 * MIB, thick=True)
+    small.driver.clone(TREE, SNAPSHOT, read_only=True)
+    (small.root / "filler").write_bytes(bytes(100 * MIB))
+    with pytest.raises(Unusable, match=r"cannot clone tree s1 to v2\.1: it needs 200 MiB, the pool has 1\d\d"):
+        small.driver.clone(SNAPSHOT, COPY, read_only=False)
+    assert small.driver.trees() == {TREE, SNAPSHOT}
 
 
 def test_an_unknown_attribute_error_is_not_taken_for_sparse(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -557,6 +606,15 @@ def test_without_reflinks_a_tree_mounted_for_reading_is_cloned(plain: Pool) -> N
     assert plain.read(SNAPSHOT) == b"content"
 
 
+def test_without_reflinks_a_snapshot_is_cloned_however_it_is_attached(plain: Pool) -> None:
+    plain.create()
+    plain.write(b"content")
+    plain.driver.clone(TREE, SNAPSHOT, read_only=True)
+    plain.driver.attach(SNAPSHOT, read_only=False)
+    plain.driver.clone(SNAPSHOT, COPY, read_only=False)
+    assert plain.read(COPY) == b"content"
+
+
 def test_a_copy_that_does_not_fit_is_refused_with_the_figures(scratch: Scratch, make_pool: MakePool) -> None:
     pool = make_pool.at(scratch.make("ext4", size_bytes=256 * MIB) / "pool")
     pool.create()
@@ -629,7 +687,7 @@ def test_an_image_without_a_file_system_is_not_attached_and_leaves_nothing(pool:
     with pytest.raises(OSError, match="holds neither ext4 nor xfs"):
         pool.attach()
     assert os.listdir(pool.mounts) == []
-    assert loops_under(pool.root) == {}
+    assert loop.wait_cleared(pool.images / TREE, timeout_s=5)
 
 
 @fs_types
@@ -639,7 +697,7 @@ def test_a_mount_that_the_kernel_refuses_leaves_nothing(pool: Pool, fs_type: str
     with pytest.raises(OSError, match=r"."):
         pool.attach()
     assert os.listdir(pool.mounts) == []
-    assert loops_under(pool.root) == {}
+    assert loop.wait_cleared(pool.images / TREE, timeout_s=5)
 
 
 def test_the_loop_device_has_gone_when_detach_returns(pool: Pool) -> None:
@@ -680,6 +738,14 @@ def test_mounts_below_a_link_are_found_again(pool: Pool, tmp_path: Path) -> None
 
 
 # users, remove
+
+
+def test_remove_says_that_the_tree_is_attached(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loop, "wait_cleared", _fail_with(errno.ETIMEDOUT))
+    pool.create()
+    pool.attach()
+    with pytest.raises(InUse, match=r"cannot remove tree v1\.1: it is attached"):
+        pool.driver.remove(TREE)
 
 
 def test_a_loop_device_without_a_mount_keeps_its_image(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:

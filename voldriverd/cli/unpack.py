@@ -12,12 +12,9 @@ import tarfile
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Final, Protocol
+from typing import IO, Any, Final, Protocol
 
 from voldriverd.errors import Exists, Unusable
-
-if TYPE_CHECKING:
-    from typing_extensions import Buffer
 
 _PIECE_BYTES: Final = 256 << 10
 _MODE: Final = 0o1777
@@ -128,7 +125,7 @@ class _Raw(io.RawIOBase):
         """Tell that it can be read."""
         return True
 
-    def readinto(self, buffer: "Buffer", /) -> int:
+    def readinto(self, buffer: Any, /) -> int:  # Buffer has no name before Python 3.12
         """Fill the beginning of a buffer."""
         place = memoryview(buffer)
         piece = self._source.read(len(place))

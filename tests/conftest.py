@@ -63,7 +63,7 @@ def scratch(tmp_path: Path) -> Iterator[Scratch]:
 
 @pytest.fixture(autouse=True)
 def leaves_nothing(temporary: Path) -> Iterator[None]:
-    """Fail a test that leaves a mount, loop device, descriptor, thread, child or file behind (0.3 ms)."""
+    """Fail a test that leaves a mount, loop device, descriptor, thread, child or file behind (about 3 ms)."""
     own = temporary.parent
     before = _state(own, temporary)
     yield

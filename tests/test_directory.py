@@ -289,6 +289,12 @@ def test_a_clone_replaces_what_is_left_of_an_earlier_one(driver: Directory, root
     assert _names(root) == ["s1", "v1.1"]
 
 
+def test_removing_a_key_removes_what_is_left_of_its_making(driver: Directory, root: Path) -> None:
+    _leave(root, ".part-s1")
+    driver.remove(_CLONE)
+    assert _names(root) == ["v1.1"]
+
+
 def test_trees_are_cloned_and_removed_side_by_side(driver: Directory, root: Path) -> None:
     failures: list[BaseException] = []
 

@@ -193,6 +193,12 @@ def test_a_size_of_more_than_eight_gib_is_told(place: Path) -> None:
     assert info(first[1_024:1_536], "utf-8", "strict").size == 0
 
 
+@pytest.mark.parametrize("length", [*range(1, 20), *range(85, 110), *range(980, 1_010)])
+def test_the_length_of_a_record_counts_its_own_digits(length: int) -> None:
+    record = extract._record(b"k", b"x" * length)
+    assert int(record.split(b" ")[0]) == len(record)
+
+
 def test_a_mount_inside_is_refused_by_its_path(place: Path) -> None:
     (place / "root" / "a" / "b").mkdir(parents=True)
     stream = extract.archive(place / "root", "a")

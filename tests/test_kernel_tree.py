@@ -216,6 +216,36 @@ def test_vanish_clears_flags_of_files_and_directories(place: Path, flag: int) ->
     assert os.listdir(place) == []
 
 
+def test_vanish_never_opens_a_fifo_in_a_protected_directory(place: Path) -> None:
+    (place / "doomed").mkdir()
+    os.mkfifo(place / "doomed" / "fifo")
+    add_flags(place / "doomed", fs.FS_IMMUTABLE_FL)
+    tree.vanish(place / "doomed")
+    assert os.listdir(place) == []
+
+
+def test_vanish_goes_on_when_a_file_has_gone_already(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (place / "doomed").mkdir()
+    (place / "doomed" / "file").write_bytes(b"")
+    unlink = os.unlink
+
+    def unlink_twice(name: str, *, dir_fd: int) -> None:
+        unlink(name, dir_fd=dir_fd)
+        unlink(name, dir_fd=dir_fd)
+
+    monkeypatch.setattr(os, "unlink", unlink_twice)
+    tree.vanish(place / "doomed")
+    assert os.listdir(place) == []
+
+
+def test_vanish_stops_when_its_time_is_up(place: Path) -> None:
+    (place / "doomed").mkdir()
+    (place / "doomed" / "file").write_bytes(b"")
+    with pytest.raises(TimeoutError, match="doomed"):
+        tree.vanish(place / "doomed", timeout_s=0)
+    assert os.listdir(place / "doomed") == ["file"]
+
+
 def test_vanish_leaves_the_other_names_of_a_hard_linked_file(place: Path) -> None:
     (place / "doomed").mkdir()
     (place / "kept").write_bytes(b"content")

@@ -1,16 +1,37 @@
 """kill -9 in the middle of verbs: what was acknowledged is true, and nothing is half done."""
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from tests.engines import Bench, bench_on
 from tests.memory import PowerCut
-from voldriverd.engine import snapshots
-from voldriverd.kernel import mount
+from tests.torture.bench import KINDS, MIB, Places, places_in_memory
+from tests.torture.bench import Bench as RealBench
+from voldriverd.engine import snapshots, volumes
+from voldriverd.kernel import fs, image, mount
+from voldriverd.model import VolumeState
 
 pytestmark = pytest.mark.root
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Places]:
+    with places_in_memory(tmp_path_factory.mktemp("kills")) as places:
+        yield places
+
+
+@contextmanager
+def real_bench(places: Places, driver: str) -> Iterator[RealBench]:
+    """Give an engine on a real driver, and leave nothing."""
+    kind = next(each for each in KINDS if each.name == driver)
+    bench = RealBench(kind, places.base / "bench", places.pools[kind.name] / "bench")
+    try:
+        yield bench
+    finally:
+        bench.vanish()
 
 
 @pytest.fixture
@@ -35,3 +56,56 @@ def test_what_a_cut_verb_has_begun_gives_its_key_to_nobody_else(bench: Bench) ->
     snapshots.revert(bench.engine, bench.volume("db"), first)
     bench.upkeep()
     assert bench.driver.trees() == bench.tree_rows()
+
+
+def dies(_: Path) -> None:
+    """Stand in for a step before which the process is killed."""
+    raise PowerCut
+
+
+def test_a_resize_that_dies_between_image_and_file_system_is_ended(
+    places: Places, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with real_bench(places, "loop") as bench:
+        bench.create("db", fs="xfs", size="300M")
+        monkeypatch.setattr(image, "grow_mounted", dies)
+        with pytest.raises(PowerCut):
+            volumes.resize(bench.engine, bench.volume("db"), 400 * MIB)
+        monkeypatch.undo()
+        bench.restart()
+        assert bench.volume("db").size_bytes == 400 * MIB
+        with bench.written("db") as place:
+            assert fs.capacity(place)[0] > 310 * MIB
+
+
+def test_a_larger_clone_that_dies_before_it_has_grown_is_ended(places: Places, monkeypatch: pytest.MonkeyPatch) -> None:
+    with real_bench(places, "loop") as bench:
+        bench.create("db", fs="xfs", size="300M")
+        monkeypatch.setattr(image, "grow_mounted", dies)
+        with pytest.raises(PowerCut):
+            bench.create("copy", size="400M", **{"from": "db"})
+        monkeypatch.undo()
+        bench.restart()
+        with bench.written("copy") as place:
+            assert fs.capacity(place)[0] > 310 * MIB
+
+
+def test_a_resize_that_dies_and_cannot_be_ended_leaves_the_old_size_and_a_volume_that_mounts(
+    places: Places, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if image.may_grow_mounted_ext4():
+        monkeypatch.setattr(image, "may_grow_mounted_ext4", lambda: False)
+    with real_bench(places, "loop") as bench:
+        bench.create("db", size="32M")
+        bench.mount("db")
+        bench.switch.cut_at = len(bench.switch.steps) + 2  # after the commit that begins it
+        with pytest.raises(PowerCut):
+            volumes.resize(bench.engine, bench.volume("db"), 64 * MIB)
+        bench.switch.cut_at = None
+        bench.restart()
+        assert (bench.volume("db").size_bytes, bench.volume("db").state) == (32 * MIB, VolumeState.INACTIVE)
+        assert bench.mount("db", "another").is_dir()
+        bench.unmount("db", "another")
+        bench.unmount("db")
+        volumes.resize(bench.engine, bench.volume("db"), 64 * MIB)
+        assert bench.volume("db").size_bytes == 64 * MIB

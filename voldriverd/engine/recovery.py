@@ -69,12 +69,11 @@ def _end_verb(engine: Engine, driver: Driver, volume: model.Volume, on_disk: set
     resting = volume
     if volume.state in {VolumeState.REVERTING, VolumeState.UPDATING}:
         resting = replace(volume, state=VolumeState.INACTIVE)
-    if volume.key in on_disk:
-        if volume.state is VolumeState.UPDATING and volume.size_bytes is not None:
-            resting = replace(resting, message=_resize_again(driver, volume, volume.size_bytes))
-        elif volume.message is not None:
-            resting = replace(resting, message=None)
-    elif not _make_again(engine, driver, volume):
+    if volume.key in on_disk or _is_made_again(engine, driver, volume):
+        resting = replace(resting, message=None)
+        if volume.state is VolumeState.UPDATING:
+            resting = _resized(driver, resting)
+    else:
         resting = replace(resting, message=mounts.MISSING)
         _log.error("verb=recover volume=%s key=%s result=%s", volume.name, volume.key, mounts.MISSING)
     if resting != volume:
@@ -91,8 +90,8 @@ def _end_create(engine: Engine, driver: Driver, volume: model.Volume, on_disk: s
             volumes.finish_create(engine, creation.Plan(volume, tree), driver)
             return
         ready = replace(volume, state=VolumeState.INACTIVE)
-        if tree.source is not None and volume.size_bytes is not None:
-            ready = replace(ready, message=_resize_again(driver, volume, volume.size_bytes))
+        if tree.source is not None:
+            ready = _resized(driver, ready)
         engine.store.commit(lambda write: write.put_volume(ready))
     except Error as err:
         _log.warning("verb=recover volume=%s result=%s", volume.name, err)
@@ -100,20 +99,35 @@ def _end_create(engine: Engine, driver: Driver, volume: model.Volume, on_disk: s
             engine.store.commit(lambda write: write.delete_volume(volume), is_vital=True)
 
 
-def _resize_again(driver: Driver, volume: model.Volume, size_bytes: int) -> str | None:
+def _resized(driver: Driver, volume: model.Volume) -> model.Volume:
+    """Give a tree the size that was begun or, where that cannot be, the row the size that the tree has.
+
+    The driver is asked although the tree may say that it has that size: of what has several sizes, such as an image
+    with a file system in it, one may have grown and the other not.
+    """
+    if "size" not in driver.options or volume.size_bytes is None:
+        return volume
     try:
-        if "size" in driver.options and driver.usage(volume.tree).limit_bytes != size_bytes:
-            driver.resize(volume.tree, size_bytes)
-    except (Error, OSError) as err:
-        return f"its size could not be set after a crash ({err}); resize it again"
-    return None
+        driver.resize(volume.tree, volume.size_bytes)
+    except (
+        Error,
+        OSError,
+    ) as err:  # such as what can only grow unmounted, and is mounted: nobody was told that it grew
+        _log.warning("verb=recover volume=%s result=%s", volume.name, err)
+        return replace(volume, size_bytes=driver.usage(volume.tree).limit_bytes)
+    return volume
 
 
-def _make_again(engine: Engine, driver: Driver, volume: model.Volume) -> bool:
+def _is_made_again(engine: Engine, driver: Driver, volume: model.Volume) -> bool:
+    """Make a new, empty tree again that power loss took; tells whether it is there now."""
     tree = engine.store.tree(volume.tree)
     if tree is None or tree.is_settled or tree.source is not None:
         return False
-    driver.create(tree.key, tree.options)
+    try:
+        driver.create(tree.key, tree.options)
+    except (Error, OSError) as err:  # no space, for one: the other volumes of the pool are served all the same
+        _log.warning("verb=recover volume=%s result=%s", volume.name, err)
+        return False
     return True
 
 

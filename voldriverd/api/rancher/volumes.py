@@ -123,19 +123,21 @@ async def _made(service: Service, request: creation.Request) -> Made:
 
 
 def _with_driver(service: Service, given: Body) -> Body:
-    """Fill in the driver of a creation whose options say which it is: by its name, its pool or its source."""
+    """Fill in the driver of a creation whose options say which it is: by its name, its pool or its source.
+
+    A pool or source that does not exist is refused later, by the engine's own words.
+    """
     options = given.get("driverOpts")
     if "driver" in given or not isinstance(options, dict):
         return given
     if isinstance(options.get("driver"), str):
         return {**given, "driver": options["driver"]}
-    if "pool" in options:
-        found = [pool.row.driver for pool in service.engine.pools if pool.row.name == options["pool"]]
-        return {**given, "driver": found[0]} if found else given
-    if isinstance(options.get("from"), str):
+    found = [pool.row.driver for pool in service.engine.pools if pool.row.name == options.get("pool")]
+    if not found and isinstance(options.get("from"), str):
         source = service.store.volume_named(options["from"].partition("@")[0])
-        return given if source is None else {**given, "driver": source.driver}
-    return given
+        found = [] if source is None else [source.driver]
+    is_named = bool({"pool", "from"} & options.keys())
+    return {**given, "driver": (found or [service.engine.pools.default_driver])[0]} if is_named else given
 
 
 def _parse_options(fields: Body, options: Mapping[str, str]) -> names.VolumeOptions:

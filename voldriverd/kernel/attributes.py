@@ -11,7 +11,6 @@ from typing import Final
 
 from voldriverd.kernel import fs
 
-FS_COMPR_FL: Final = 0x4
 FS_SYNC_FL: Final = 0x8
 FS_NODUMP_FL: Final = 0x40
 FS_NOATIME_FL: Final = 0x80
@@ -19,7 +18,7 @@ FS_NOCOMP_FL: Final = 0x400
 FS_DIRSYNC_FL: Final = 0x10000
 """linux/fs.h"""
 
-STORAGE_FLAGS: Final = FS_COMPR_FL | FS_NOCOMP_FL | fs.FS_NOCOW_FL
+STORAGE_FLAGS: Final = fs.FS_COMPR_FL | FS_NOCOMP_FL | fs.FS_NOCOW_FL
 """How content is stored: a file needs them before it has any, a directory hands them down to what is made in it.
 
 To be set before the extended attributes: on btrfs one of those names the kind of compression.

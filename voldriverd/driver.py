@@ -138,7 +138,10 @@ class Driver(Protocol):
         ...
 
     def detach(self, key: Key) -> None:
-        """Unmount `mounts/<key>` and flush. Repeatable. Raises InUse if the mount is busy."""
+        """Unmount `mounts/<key>`. Repeatable. Raises InUse if the mount is busy.
+
+        What programs did not fsync is as safe as on any file system: a driver flushes no more than umount(2) does.
+        """
         ...
 
     def resize(self, key: Key, size_bytes: int) -> None:

@@ -11,7 +11,7 @@ from voldriverd.cli import parameters, show
 from voldriverd.cli.connection import Resource, resource_path
 from voldriverd.cli.parameters import SnapshotName, VolumeName
 from voldriverd.cli.session import Session, snapshot_name
-from voldriverd.errors import Unusable
+from voldriverd.errors import Invalid, Unusable
 
 _MARKS = {"added": "+", "changed": "~", "removed": "-"}
 _PAIR = "VOLUME[@SNAPSHOT]"
@@ -98,7 +98,7 @@ def diff(session: Session, *, texts: tuple[str, ...]) -> None:
     if len(rest) > 1:
         raise click.UsageError(f"too many snapshots: {' '.join(rest)}")
     volume, snapshot = _find(session, first)
-    query = {"to": session.snapshot(volume, rest[0].rpartition("@")[2])["id"]} if rest else {}
+    query = {"to": _later(session, volume, rest[0])["id"]} if rest else {}
     path = resource_path("snapshots", snapshot["id"], "difference")
     with session.connection.stream(path, **query) as answer:
         changes = _changes(answer.lines())
@@ -165,6 +165,14 @@ def _find(session: Session, pair: str) -> tuple[Resource, Resource]:
     volume_text, _, snapshot_text = pair.partition("@")
     volume = session.volume(volume_text)
     return volume, session.snapshot(volume, snapshot_text)
+
+
+def _later(session: Session, volume: Resource, text: str) -> Resource:
+    """Return the second snapshot of a comparison, which may be written with its volume."""
+    volume_text, at, snapshot_text = text.partition("@")
+    if at and volume_text not in {volume["name"], volume["id"]}:
+        raise Invalid(f"cannot compare snapshots of volumes {volume['name']} and {volume_text}")
+    return session.snapshot(volume, snapshot_text if at else text)
 
 
 def _changes(lines: Iterator[bytes]) -> Iterator[dict[str, str]]:

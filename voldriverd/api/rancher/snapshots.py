@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from datetime import datetime
 from http import HTTPStatus
 from typing import Any, Final
+from urllib.parse import parse_qsl
 
 from aiohttp import web
 
@@ -149,8 +150,9 @@ async def _other(service: Service, snapshot: model.Snapshot, text: str) -> model
 async def _archive(
     service: Service, snapshot: model.Snapshot, request: web.BaseRequest, schemas_url: str
 ) -> web.StreamResponse:
-    """Answer with one file or folder as a tar stream."""
-    async with service.archive(snapshot, request.query.get("path", "")) as chunks:
+    """Answer with one file or folder as a tar stream; a path may hold bytes that are no UTF-8."""
+    query = dict(parse_qsl(request.rel_url.raw_query_string, errors="surrogateescape"))
+    async with service.archive(snapshot, query.get("path", "")) as chunks:
         return await streams.send(service, request, schemas_url, "application/x-tar", chunks)
 
 

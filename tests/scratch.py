@@ -31,10 +31,12 @@ class Scratch:
         self._shared: dict[str, Path] = {}
 
     def make(self, fs_type: str, *, size_bytes: int = SIZE_BYTES, mkfs_args: Sequence[str] = ()) -> Path:
-        """Make a file system (btrfs, ext4 or xfs) and return where it is mounted."""
+        """Make a file system (btrfs, ext4, xfs or tmpfs) and return where it is mounted."""
         image, place = self._next()
         with image.open("wb") as file:
             file.truncate(size_bytes)
+        if fs_type == "tmpfs":
+            return self._mount(fs_type, image, place, f"size={size_bytes}")
         run.run([*_MKFS[fs_type], *mkfs_args, str(image)])
         return self._mount(fs_type, image, place, "loop")
 

@@ -9,7 +9,7 @@ from typing import Final
 
 import pytest
 
-from tests.contract.pools import KINDS, Kind
+from tests.contract.pools import Kind, chosen
 from tests.scratch import Scratch, unmount_under
 from voldriverd.driver import Driver, Key, TreeOptions
 
@@ -74,7 +74,19 @@ class Pool:
         return names
 
 
-@pytest.fixture(params=KINDS, ids=lambda kind: kind.name)
+def pytest_configure(config: pytest.Config) -> None:
+    """Declare the mark of pools.py."""
+    config.addinivalue_line("markers", "pools(where): the kinds of pool that a contract test is for")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run a test once per kind of pool that it is for."""
+    if "pool" in metafunc.fixturenames:
+        kinds = chosen(metafunc.definition.iter_markers("pools"))
+        metafunc.parametrize("pool", kinds, indirect=True, ids=[kind.name for kind in kinds])
+
+
+@pytest.fixture
 def pool(request: pytest.FixtureRequest, session_scratch: Scratch, tmp_path: Path) -> Iterator[Pool]:
     """Return a new, empty, open pool; what is still mounted at the end is unmounted."""
     kind: Kind = request.param

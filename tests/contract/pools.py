@@ -1,6 +1,6 @@
 """The pools on which the contract suite runs: one row per driver and file system that it must work on."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -11,6 +11,7 @@ import pytest
 from drivers.btrfs import Btrfs
 from drivers.directory import Directory
 from drivers.loop import Loop
+from tests.memory import Memory
 from voldriverd.driver import Capability, Driver
 
 
@@ -26,6 +27,8 @@ class Kind:
     """What the driver must promise there, no more and no less."""
     knows_changes: bool = False
     """Whether `changes` answers, mostly."""
+    pretends: bool = False
+    """A double for tests of the engine: it keeps the contract, but for sizes, power and what it promises."""
 
 
 _COW: Final = Capability.COW | Capability.INSTANT
@@ -34,34 +37,46 @@ _SIZE: Final = Capability.SIZE
 KINDS: Final = (
     Kind("btrfs", "btrfs", Btrfs, _COW, knows_changes=True),
     Kind("btrfs-quota", "btrfs", partial(Btrfs, quota="simple"), _COW | _SIZE, knows_changes=True),
+    Kind("btrfs-full", "btrfs", partial(Btrfs, quota="full"), _COW | _SIZE, knows_changes=True),
     Kind("loop-btrfs", "btrfs", Loop, _COW | _SIZE),
     Kind("loop-xfs", "xfs", Loop, _COW | _SIZE),
     Kind("loop-ext4", "ext4", Loop, _SIZE),
     Kind("directory-btrfs", "btrfs", Directory, Capability.NONE),
     Kind("directory-ext4", "ext4", Directory, Capability.NONE),
+    Kind("memory", "tmpfs", Memory, _COW, pretends=True),
 )
+
+
+def real() -> pytest.MarkDecorator:
+    """Run a test on all pools but that of the double."""
+    return _where(lambda kind: not kind.pretends)
 
 
 def promising(capability: Capability) -> pytest.MarkDecorator:
     """Run a test only on pools of which this is promised."""
-    return on([kind for kind in KINDS if capability in kind.promises])
+    return _where(lambda kind: not kind.pretends and capability in kind.promises)
 
 
 def not_promising(capability: Capability) -> pytest.MarkDecorator:
     """Run a test only on pools of which this is not promised."""
-    return on([kind for kind in KINDS if capability not in kind.promises])
+    return _where(lambda kind: not kind.pretends and capability not in kind.promises)
 
 
 def knowing_changes() -> pytest.MarkDecorator:
     """Run a test only on pools whose driver need not walk to find changes."""
-    return on([kind for kind in KINDS if kind.knows_changes])
+    return _where(lambda kind: kind.knows_changes)
 
 
 def not_knowing_changes() -> pytest.MarkDecorator:
-    """Run a test only on pools whose driver does not know changes without walking."""
-    return on([kind for kind in KINDS if not kind.knows_changes])
+    """Run a test only on pools whose driver would have to walk to find changes."""
+    return _where(lambda kind: not kind.knows_changes)
 
 
-def on(kinds: Sequence[Kind]) -> pytest.MarkDecorator:
-    """Run a test on these pools."""
-    return pytest.mark.parametrize("pool", kinds, indirect=True, ids=lambda kind: kind.name)
+def chosen(markers: Iterable[pytest.Mark]) -> list[Kind]:
+    """Return the kinds that all these marks allow."""
+    conditions: list[Callable[[Kind], bool]] = [mark.kwargs["where"] for mark in markers]
+    return [kind for kind in KINDS if all(condition(kind) for condition in conditions)]
+
+
+def _where(condition: Callable[[Kind], bool]) -> pytest.MarkDecorator:
+    return pytest.mark.pools(where=condition)

@@ -9,11 +9,11 @@ import pytest
 
 from tests.contract import crash
 from tests.contract.conftest import Pool
-from tests.contract.pools import promising
+from tests.contract.pools import promising, real
 from tests.scratch import unmount_under
 from voldriverd.driver import Capability, Key, TreeOptions
 
-pytestmark = pytest.mark.root
+pytestmark = [pytest.mark.root, real()]
 
 _CUTS_MAX = 40
 

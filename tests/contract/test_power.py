@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 
 from tests.contract.conftest import Pool
-from tests.contract.pools import promising
+from tests.contract.pools import promising, real
 from tests.scratch import Scratch, unmount_under
 from voldriverd.driver import Capability, Key, TreeOptions
 
-pytestmark = pytest.mark.root
+pytestmark = [pytest.mark.root, real()]
 
 Cut = Callable[[], Pool]
 

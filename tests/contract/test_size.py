@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 from tests.contract.conftest import Pool
-from tests.contract.pools import not_promising, promising
+from tests.contract.pools import not_promising, promising, real
 from voldriverd.driver import Capability, Key, TreeOptions
 from voldriverd.errors import Invalid, NotFound, Unsupported
 
-pytestmark = pytest.mark.root
+pytestmark = [pytest.mark.root, real()]
 
 _SIZE = 64 << 20
 _SIZED = TreeOptions(size_bytes=_SIZE)

@@ -1,4 +1,4 @@
-"""The rows: pools, volumes, snapshots, mounts, trees. Data and pure questions, no effects.
+"""The rows: pools, volumes, snapshots, mounts, trees, API keys. Data and pure questions, no effects.
 
 Times are aware datetimes in UTC. Sizes are bytes. A row is never changed: a verb commits a new one.
 """
@@ -15,6 +15,7 @@ PoolId = NewType("PoolId", int)
 VolumeId = NewType("VolumeId", int)
 SnapshotId = NewType("SnapshotId", int)
 MountId = NewType("MountId", int)
+ApiKeyId = NewType("ApiKeyId", int)
 
 
 class VolumeState(StrEnum):
@@ -47,6 +48,14 @@ class Health(StrEnum):
 
     AVAILABLE = "available"
     UNAVAILABLE = "unavailable"
+
+
+class Role(StrEnum):
+    """What an API key may do."""
+
+    FULL = "full"
+    READ_ONLY = "read-only"
+    """Look at everything, change nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,6 +160,39 @@ class Mount:
     count: int
     boot_id: str
     created_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class ApiKey:
+    """One key to the API on TCP; what `engine.apikeys` makes of its secret is all that is kept of that."""
+
+    id: ApiKeyId
+    uuid: str
+    name: str | None
+    """Unique among live keys; None for a nameless one."""
+    description: str | None
+    public: str
+    """What the client gives as the user's name."""
+    secret_hash: str | None = field(repr=False)
+    """None once it is revoked; such a row is a tombstone."""
+    role: Role
+    created_at: datetime
+    removed_at: datetime | None = None
+
+    @property
+    def shown_name(self) -> str:
+        """The name, or the API id of a nameless one."""
+        return self.name or f"1c{self.id}"
+
+
+@dataclass(frozen=True, slots=True)
+class Secret:
+    """A text that is shown to its owner only; whatever prints this prints `***`."""
+
+    text: str = field(repr=False)
+
+    def __repr__(self) -> str:
+        return "***"
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,8 +1,8 @@
-"""The only truth about pools, volumes, snapshots, mounts and trees: SQLite in the root directory.
+"""The only truth about pools, volumes, snapshots, mounts, trees and API keys: SQLite in the root directory.
 
 WAL with synchronous=FULL: a commit survives power loss when it returns. Beside it stands a copy in
-memory of what must be answered at any time (volumes, mounts, snapshot summaries), replaced after
-each commit. Trees and snapshots are read from the database.
+memory of what must be answered at any time (volumes, mounts, snapshot summaries, API keys), replaced
+after each commit. Trees and snapshots are read from the database.
 
 A commit takes a function, so that a vital one (unmount, remove, purge) can be tried again after the
 ballast was given up on a full disk.
@@ -27,8 +27,10 @@ from voldriverd.store.write import Write, summary
 _T = TypeVar("_T")
 
 FILE_NAME: Final = "voldriver.db"
-_TABLES: Final = {"pools": "-", "volumes": "v", "snapshots": "s", "mounts": "-"}
+_TABLES: Final = {"pools": "-", "volumes": "v", "snapshots": "s", "mounts": "-", "apikeys": "-"}
 """Whose rows have numbers of their own, and with which letter keys are made from them; no key begins with `-`."""
+
+_SEAL_BYTES: Final = 32
 
 
 class Store:
@@ -124,6 +126,14 @@ class Store:
         """Return how many snapshots a volume has, and the newest names."""
         return self._summaries.get(volume_id, model.NO_SNAPSHOTS)
 
+    def api_keys(self) -> list[model.ApiKey]:
+        """Return the keys that are not revoked in the order of their ids."""
+        return list(self._api_keys.values())
+
+    def api_key_of(self, public: str) -> model.ApiKey | None:
+        """Return the key of a public value, unless it is revoked."""
+        return self._api_keys.get(public)
+
     def pools(self) -> list[model.Pool]:
         """Return every pool that ever was used, configured or not."""
         return [rows.pool(row) for row in self._select("SELECT * FROM pools ORDER BY id")]
@@ -163,12 +173,17 @@ class Store:
         """Return the snapshots that a crash left unfinished."""
         return [rows.snapshot(row) for row in self._select("SELECT * FROM snapshots WHERE state = 'creating'")]
 
+    def api_key(self, key_id: model.ApiKeyId) -> model.ApiKey | None:
+        """Return an API key or its tombstone."""
+        return next((rows.api_key(row) for row in self._select("SELECT * FROM apikeys WHERE id = ?", key_id)), None)
+
     def has_tombstones(self, before: datetime) -> bool:
         """Tell whether anything ended before a time."""
         time = before.isoformat()
         found = self._select(
             "SELECT EXISTS (SELECT 1 FROM snapshots WHERE state = 'removed' AND removed_at < ?1) "
-            "OR EXISTS (SELECT 1 FROM volumes WHERE state = 'purged' AND removed_at < ?1)",
+            "OR EXISTS (SELECT 1 FROM volumes WHERE state = 'purged' AND removed_at < ?1) "
+            "OR EXISTS (SELECT 1 FROM apikeys WHERE removed_at < ?1)",
             time,
         )
         return bool(next(found)[0])
@@ -209,7 +224,9 @@ class Store:
                 f"cannot open database {self._path}: it has version {found}, this daemon knows up to {schema.VERSION}"
             )
         if found == 0:
-            self._connection.executescript(f"BEGIN; {schema.SCHEMA} PRAGMA user_version = {schema.VERSION}; COMMIT;")
+            seal = f"INSERT INTO seals VALUES (X'{os.urandom(_SEAL_BYTES).hex()}');"
+            version = f"PRAGMA user_version = {schema.VERSION};"
+            self._connection.executescript(f"BEGIN; {schema.SCHEMA} {seal} {version} COMMIT;")
 
     def _load(self) -> None:
         self._volumes = {
@@ -226,6 +243,10 @@ class Store:
             "SELECT DISTINCT volume_id FROM snapshots WHERE state = 'created'"
         ).fetchall()
         self._summaries = {model.VolumeId(row[0]): summary(self._connection, row[0]) for row in with_snapshots}
+        live_keys = self._connection.execute("SELECT * FROM apikeys WHERE removed_at IS NULL ORDER BY id")
+        self._api_keys = {key.public: key for key in map(rows.api_key, live_keys)}
+        self.seal = bytes(self._connection.execute("SELECT seal FROM seals").fetchone()[0])
+        """Random bytes of this database alone, by which `engine.apikeys` tells its secrets from guesses."""
         self._last_ids = {table: self._last_id(table) for table in _TABLES}
 
     def _last_id(self, table: str) -> int:
@@ -271,6 +292,11 @@ class Store:
             if before is not None and self._names.get(before.name) == volume_id:
                 del self._names[before.name]
         self._records.extend(write.records)
+        for key in write.api_keys:
+            if key.removed_at is None:
+                self._api_keys[key.public] = key
+            else:
+                self._api_keys.pop(key.public, None)
         _replace(self._mounts, mounts, ())
         _replace(self._summaries, summaries, model.NO_SNAPSHOTS)
 

@@ -128,6 +128,36 @@ def mount(row: tuple[Any, ...]) -> model.Mount:
     )
 
 
+def api_key_values(key: model.ApiKey) -> tuple[Any, ...]:
+    """Return an API key's columns in the order of the table."""
+    return (
+        key.id,
+        key.uuid,
+        key.name,
+        key.description,
+        key.public,
+        key.secret_hash,
+        key.role.value,
+        key.created_at.isoformat(),
+        _text(key.removed_at),
+    )
+
+
+def api_key(row: tuple[Any, ...]) -> model.ApiKey:
+    """Return the API key of a row."""
+    return model.ApiKey(
+        id=model.ApiKeyId(row[0]),
+        uuid=row[1],
+        name=row[2],
+        description=row[3],
+        public=row[4],
+        secret_hash=row[5],
+        role=model.Role(row[6]),
+        created_at=datetime.fromisoformat(row[7]),
+        removed_at=_time(row[8]),
+    )
+
+
 def pool(row: tuple[Any, ...]) -> model.Pool:
     """Return the pool of a row."""
     return model.Pool(id=model.PoolId(row[0]), uuid=row[1], name=row[2], driver=row[3], path=row[4])

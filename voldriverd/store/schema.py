@@ -70,6 +70,20 @@ CREATE TABLE mounts (
     created_at TEXT NOT NULL,
     UNIQUE (volume_id, holder)
 );
+CREATE TABLE apikeys (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    uuid TEXT NOT NULL,
+    name TEXT,
+    description TEXT,
+    public TEXT NOT NULL UNIQUE,
+    secret_hash TEXT,
+    role TEXT NOT NULL,
+    created_at TEXT NOT NULL,
+    removed_at TEXT
+);
+CREATE UNIQUE INDEX apikeys_live_name ON apikeys (name) WHERE removed_at IS NULL;
+CREATE INDEX apikeys_ended ON apikeys (removed_at) WHERE removed_at IS NOT NULL;
+CREATE TABLE seals (seal BLOB NOT NULL);
 CREATE INDEX trees_unsettled ON trees (pool_id) WHERE is_settled = 0;
 """
 

@@ -23,6 +23,7 @@ class Write:
         self.volumes: dict[model.VolumeId, model.Volume | None] = {}
         self.mounted: set[model.VolumeId] = set()
         self.snapshotted: set[model.VolumeId] = set()
+        self.api_keys: list[model.ApiKey] = []
         self.records: list[model.Volume | model.Snapshot] = []
 
     def add_pool(self, pool: model.Pool) -> None:
@@ -101,6 +102,14 @@ class Write:
             self._connection.execute("DELETE FROM mounts WHERE id = ?", (mount.id,))
             self.mounted.add(mount.volume_id)
 
+    def put_api_key(self, key: model.ApiKey) -> None:
+        """Insert or replace an API key's row."""
+        self._connection.execute(
+            f"INSERT INTO apikeys VALUES ({_marks(9)}) ON CONFLICT (id) DO UPDATE SET {_API_KEY_CHANGES}",
+            rows.api_key_values(key),
+        )
+        self.api_keys.append(key)
+
     def drop_tombstones(self, before: datetime) -> int:
         """Delete what ended before a time; returns how many rows."""
         time = before.isoformat()
@@ -112,7 +121,8 @@ class Write:
             "AND NOT EXISTS (SELECT 1 FROM snapshots WHERE volume_id = volumes.id)",
             (time,),
         )
-        return snapshots.rowcount + volumes.rowcount
+        keys = self._connection.execute("DELETE FROM apikeys WHERE removed_at < ?", (time,))
+        return snapshots.rowcount + volumes.rowcount + keys.rowcount
 
     def summary(self, volume_id: model.VolumeId) -> model.SnapshotSummary:
         """Count the snapshots of a volume as they stand inside this transaction."""
@@ -149,3 +159,4 @@ _VOLUME_CHANGES: Final = _changes(
     "name description key content state size_bytes options labels is_protected removed_at destroy_at message"
 )
 _SNAPSHOT_CHANGES: Final = _changes("name description key state size_bytes expires_at removed_at")
+_API_KEY_CHANGES: Final = _changes("name description secret_hash removed_at")

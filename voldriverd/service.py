@@ -10,7 +10,7 @@ import logging
 import os
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
@@ -18,7 +18,19 @@ from typing import Any, Final, TypeVar
 
 from voldriverd import model, names
 from voldriverd.driver import Capability, Change, Key, Usage
-from voldriverd.engine import askers, creation, inspection, mounts, recovery, snapshots, space, trash, trees, volumes
+from voldriverd.engine import (
+    apikeys,
+    askers,
+    creation,
+    inspection,
+    mounts,
+    recovery,
+    snapshots,
+    space,
+    trash,
+    trees,
+    volumes,
+)
 from voldriverd.engine.context import Engine
 from voldriverd.errors import Error, InUse, NotFound, Unusable
 from voldriverd.locks import Locks
@@ -293,6 +305,30 @@ class Service:
 
         volume_id = self.snapshot_row(snapshot_id).volume_id
         return await self._verb("set-snapshot", volume_id, work, wait_s=API_WAIT_S)
+
+    async def create_api_key(
+        self, *, name: str | None, description: str | None, role: model.Role
+    ) -> tuple[model.ApiKey, model.Secret]:
+        """Make an API key."""
+        work = functools.partial(apikeys.create, self.engine, name=name, description=description, role=role)
+        return await self._with_api_keys("create", work)
+
+    async def set_api_key(self, key_id: model.ApiKeyId, changes: Mapping[str, str | None]) -> model.ApiKey:
+        """Change the name or description of an API key."""
+        return await self._with_api_keys(
+            "change", functools.partial(apikeys.set_properties, self.engine, key_id, changes)
+        )
+
+    async def revoke_api_key(self, key_id: model.ApiKeyId) -> model.ApiKey:
+        """End an API key, at once."""
+        return await self._with_api_keys("remove", functools.partial(apikeys.revoke, self.engine, key_id))
+
+    async def _with_api_keys(self, verb: str, work: Callable[[], _T]) -> _T:
+        async def locked() -> _T:
+            async with self._locks.hold("apikeys", verb, what=f"cannot {verb} API key", wait_s=API_WAIT_S):
+                return await self.in_thread(work)
+
+        return await asyncio.shield(self._spawn(locked()))
 
     def snapshot_row(self, snapshot_id: model.SnapshotId) -> model.Snapshot:
         """Return a snapshot or its tombstone. Raises NotFound. Reads the database: quick, but not in memory."""

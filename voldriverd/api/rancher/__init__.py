@@ -13,7 +13,19 @@ from typing import Any, Final
 
 from aiohttp import web
 
-from voldriverd.api.rancher import body, filters, listing, places, pools, problems, schema, schemas, snapshots, volumes
+from voldriverd.api.rancher import (
+    apikeys,
+    body,
+    filters,
+    listing,
+    places,
+    pools,
+    problems,
+    schema,
+    schemas,
+    snapshots,
+    volumes,
+)
 from voldriverd.api.rancher.filters import Condition, Wish
 from voldriverd.api.rancher.kind import Kind, Made
 from voldriverd.api.rancher.problems import Problem
@@ -24,7 +36,8 @@ _log = logging.getLogger(__name__)
 
 VERSION: Final = "v1"
 _KINDS: Final[Mapping[str, Kind[Any]]] = {
-    kind.schema.id: kind for kind in (volumes.KIND, snapshots.KIND, pools.KIND, places.MOUNTS, places.HOSTS)
+    kind.schema.id: kind
+    for kind in (volumes.KIND, snapshots.KIND, pools.KIND, apikeys.KIND, places.MOUNTS, places.HOSTS)
 }
 _NAMES: Final[Mapping[str, Kind[Any]]] = {
     name.lower(): kind for kind in _KINDS.values() for name in (kind.schema.id, kind.schema.plural)
@@ -58,6 +71,10 @@ class Api:
             message = "internal error of voldriverd; its log has the details"
             problem = Problem(HTTPStatus.INTERNAL_SERVER_ERROR, message)
         return _respond(base, problem.status, problem.show())
+
+    def answer(self, request: web.BaseRequest, problem: Problem) -> web.Response:
+        """Return the answer to a request that met a problem before it came here."""
+        return _respond(_base(request), problem.status, problem.show())
 
     def refuse(self, status: int, text: str) -> web.Response:
         """Return the answer to what cannot even be read as a request, and so says no name for us."""

@@ -70,6 +70,14 @@ def _text(name: str, field: Field, value: object) -> str:
     return value
 
 
+def _option(name: str, field: Field, value: object) -> str:
+    text = _text(name, field, value)
+    if text not in field.options:
+        message = f"{name} is {text[:60]!r}, and valid are {', '.join(field.options)}"
+        raise problems.invalid("InvalidOption", message, field=name)
+    return text
+
+
 def _boolean(name: str, field: Field, value: object) -> bool:
     if isinstance(value, str) and value.lower() in {"true", "false"}:
         return value.lower() == "true"
@@ -116,6 +124,7 @@ def _unreadable(message: str) -> Problem:
 
 _PARSERS: Final[Mapping[str, Callable[[str, Field, object], object]]] = {
     "string": _text,
+    "enum": _option,
     "boolean": _boolean,
     "date": _date,
     "map": _map,

@@ -29,6 +29,8 @@ class Field:
     max_length: int | None = None
     options: tuple[str, ...] = ()
     description: str | None = None
+    is_shown_once: bool = False
+    """In the answer to its creation only."""
     is_addition: bool = False
     """Not in Rancher's schema of this type, but ours."""
 
@@ -121,7 +123,7 @@ def _show_field(each: Field) -> dict[str, Any]:
         "description": each.description,
         "create": each.create,
         "update": each.update,
-        "readOnCreateOnly": False,
+        "readOnCreateOnly": each.is_shown_once,
     }
     optional = {
         "nullable": each.nullable,

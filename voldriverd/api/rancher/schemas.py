@@ -7,7 +7,7 @@ ours bears the name of a link or an action, for Rancher's Python client binds th
 from collections.abc import Mapping
 from typing import Final
 
-from voldriverd import names
+from voldriverd import model, names
 from voldriverd.api.rancher.schema import Action, Field, Link, Schema
 
 DESCRIPTION_MAX: Final = 1_024
@@ -19,6 +19,7 @@ VOLUME_STATES: Final = (
 )
 SNAPSHOT_STATES: Final = ("creating", "created", "removed")
 HEALTHS: Final = ("available", "unavailable")
+ROLES: Final = tuple(role.value for role in model.Role)
 
 
 def _own(type_: str, description: str, *, update: bool = False, create: bool = False, nullable: bool = True) -> Field:
@@ -169,6 +170,22 @@ HOST: Final = Schema(
     },
 )
 
+API_KEY: Final = Schema(
+    id="apiKey",
+    letters="c",
+    collection_methods=("GET", "POST"),
+    resource_methods=("GET", "PUT", "DELETE"),
+    fields=_common(("active", "removed"))
+    | {
+        "name": Field("string", create=True, update=True, unique=True, max_length=names.NAME_MAX),
+        "description": _DESCRIPTION,
+        "publicValue": Field("string", max_length=4_096),
+        "secretValue": Field("password", is_shown_once=True),
+        "role": Field("enum", create=True, nullable=False, default="full", options=ROLES, is_addition=True),
+    },
+    actions={"remove": Action(output="apiKey")},
+)
+
 SCHEMA: Final = Schema(
     id="schema",
     collection_methods=("GET",),
@@ -230,5 +247,6 @@ INPUTS: Final = (
 )
 
 ALL: Final[Mapping[str, Schema]] = {
-    each.id: each for each in (API_VERSION, ERROR, HOST, MOUNT, SCHEMA, SNAPSHOT, STORAGE_POOL, VOLUME, *INPUTS)
+    each.id: each
+    for each in (API_KEY, API_VERSION, ERROR, HOST, MOUNT, SCHEMA, SNAPSHOT, STORAGE_POOL, VOLUME, *INPUTS)
 }

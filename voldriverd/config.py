@@ -92,6 +92,11 @@ class Listen:
     host: str
     port: int
 
+    @property
+    def is_loopback(self) -> bool:
+        """Whether only this host can reach it."""
+        return self.host == LOCALHOST or ipaddress.ip_address(self.host).is_loopback
+
     def __str__(self) -> str:
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
@@ -201,8 +206,6 @@ def plugin_socket(run_dir: Path) -> Path:
 
 def refuse_unserved(config: Config) -> None:
     """Refuse what can be written down but is not served yet by this release. Raises Unsupported."""
-    if config.api_listen:
-        raise Unsupported(f"cannot use api.listen '{config.api_listen}': this release serves no TCP, only api.socket")
     if config.targets:
         raise Unsupported(f"cannot use [targets.{config.targets[0].name}]: this release makes no backups")
 
@@ -357,8 +360,7 @@ def _check_api(config: Config) -> None:
         raise Invalid(f"cannot use api.{key} without listen", field=f"api.{key}")
     if config.api_listen is None or config.tls_cert or config.plain_http:
         return
-    host = config.api_listen.host
-    if host != LOCALHOST and not ipaddress.ip_address(host).is_loopback:
+    if not config.api_listen.is_loopback:
         cause = "it is not a loopback address; give tls_cert and tls_key, or plain_http = true"
         names.refuse("api.listen", str(config.api_listen), cause)
 

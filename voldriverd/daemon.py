@@ -10,10 +10,12 @@ import fcntl
 import functools
 import logging
 import os
+import resource
 import shutil
 import signal
+import ssl
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Final
@@ -23,7 +25,8 @@ from aiohttp import web
 import drivers
 from voldriverd import config as configuration
 from voldriverd import embedded, model, service, sockets, store, worker
-from voldriverd.api import docker, middleware, rancher
+from voldriverd.api import auth, docker, middleware, rancher, tcp, tls
+from voldriverd.api.auth import audit
 from voldriverd.driver import Driver
 from voldriverd.engine import mounts, pools, recovery
 from voldriverd.engine.context import Engine, Limits
@@ -39,14 +42,18 @@ KEEPALIVE_S: Final = 86_400.0
 
 
 def serve(config: configuration.Config) -> None:
-    """Serve until SIGTERM or SIGINT. Raises the errors of configuration, database and sockets."""
+    """Serve until SIGTERM or SIGINT. Raises the errors of configuration, certificate, database and sockets."""
     os.umask(0o022)  # modes of trees are what they are made with, whoever started us
+    logging.getLogger(audit.LOGGER).setLevel(logging.INFO)  # whatever the level of the rest
+    _, descriptors_max = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (descriptors_max, descriptors_max))  # dockerd keeps one a volume
+    certificate = tls.context(config.tls_cert, config.tls_key) if config.tls_cert and config.tls_key else None
     with ExitStack() as stack:
         stack.enter_context(_lock(config.root))
         engine = build(config)
         stack.callback(engine.store.close)
         recovery.recover(engine)
-        if not asyncio.run(_serve(config, engine)):
+        if not asyncio.run(_serve(config, engine, certificate)):
             _log.warning("verb=stop result=verbs still ran; recovery ends them at the next start")
             logging.shutdown()
             os._exit(0)  # threads in the kernel would be waited for without end
@@ -100,37 +107,60 @@ def _release_image(root: Path) -> Iterator[str]:
         yield f"the embedded image: {err}"
 
 
-async def _serve(config: configuration.Config, engine: Engine) -> bool:
+async def _serve(config: configuration.Config, engine: Engine, certificate: ssl.SSLContext | None) -> bool:
     ended = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, ended.set)
     verbs = service.Service(engine)
     upkeep = worker.Worker(verbs, reconcile_interval_s=config.reconcile_interval_s)
+    api = rancher.Api(verbs)
     sites = (
-        (config.api_socket, "voldriver", rancher.Api(verbs)),
-        (config.docker_socket, "docker", docker.Plugin(verbs)),
+        (config.api_socket, "voldriver", auth.Door(api, auth.by_peer)),
+        (config.docker_socket, "docker", audit.Audited(docker.Plugin(verbs), is_change=docker.is_change)),
     )
-    runners = []
+    stops: list[Callable[[], Awaitable[None]]] = []
+    bound = []
     try:
+        if config.api_listen is not None:
+            stops.append(await _open_gate(config.api_listen, verbs, api, certificate))
         for path, group, site in sites:
-            runners.append(await _listen(path, group, site))
+            stops.append((await _listen(path, group, site)).cleanup)
+            bound.append(path)
         upkeep.start()
         _say_ready(config, engine)
         await ended.wait()
     finally:
-        for runner, (path, _, _) in zip(reversed(runners), reversed(sites[: len(runners)]), strict=True):
+        for path in reversed(bound):
             path.unlink(missing_ok=True)  # a dead socket costs every docker command 15 s
-            await runner.cleanup()
+        await asyncio.gather(*(stop() for stop in stops))
         await upkeep.stop()
         has_ended = await verbs.stop(within_s=STOP_S)
         upkeep.save()
     return has_ended
 
 
+async def _open_gate(
+    listen: configuration.Listen, verbs: service.Service, api: rancher.Api, certificate: ssl.SSLContext | None
+) -> Callable[[], Awaitable[None]]:
+    """Serve the API on TCP; returns what ends that."""
+    connections = tcp.Connections()
+    basic = auth.Basic(verbs, trust=connections.trust)
+    door = auth.Door(api, basic.identify, is_loopback=listen.is_loopback)
+    listeners = sockets.bind_tcp(listen.host, listen.port)
+    gate = tcp.Gate(door, listeners, connections, tls=certificate, stop_s=STOP_S)
+    await gate.start()
+
+    async def stop() -> None:
+        basic.close()
+        await gate.stop()
+
+    return stop
+
+
 async def _listen(path: Path, group: str, site: middleware.Site) -> web.ServerRunner:
     listener = sockets.bind(path, group=group)
-    server = middleware.Server(site, keepalive_timeout=KEEPALIVE_S, access_log=None)
+    server = middleware.Server(site, keepalive_timeout=KEEPALIVE_S, access_log=None, max_line_size=middleware.LINE_MAX)
     runner = web.ServerRunner(server, shutdown_timeout=STOP_S)
     await runner.setup()
     await web.SockSite(runner, listener, backlog=sockets.BACKLOG).start()  # or it would listen again, for fewer
@@ -142,7 +172,8 @@ def _say_ready(config: configuration.Config, engine: Engine) -> None:
     for pool in engine.pools:
         state = f"unavailable: {pool.reason}" if pool.driver is None else "available"
         _log.info("pool=%s driver=%s path=%s state=%s", pool.row.name, pool.row.driver, pool.row.path, state)
-    _log.info("verb=start volumes=%d plugin=%s api=%s result=ok", len(live), config.docker_socket, config.api_socket)
+    places = f"plugin={config.docker_socket} api={config.api_socket} listen={config.api_listen or 'off'}"
+    _log.info("verb=start volumes=%d %s result=ok", len(live), places)
     if "INVOCATION_ID" not in os.environ:  # a service manager's log needs no lesson (systemd.exec(5))
         sys.stderr.write(_hints(config))
 

@@ -1,5 +1,6 @@
-"""Unix sockets that are never stolen from a daemon that lives, and replaced when they are dead."""
+"""Listening sockets. One on a path is never stolen from a daemon that lives, and replaced when it is dead."""
 
+import errno
 import grp
 import logging
 import os
@@ -7,7 +8,7 @@ import socket
 from pathlib import Path
 from typing import Final
 
-from voldriverd.errors import InUse
+from voldriverd.errors import InUse, Unusable
 
 _log = logging.getLogger(__name__)
 
@@ -15,6 +16,12 @@ BACKLOG: Final = 1_024
 """dockerd asks for all its volumes at once at its start, each on a connection of its own."""
 _MODE: Final = 0o660
 _PROBE_S: Final = 2.0
+LOCALHOST: Final = "localhost"
+_LOOPBACK: Final = ("127.0.0.1", "::1")
+_NO_IPV6: Final = frozenset({errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT})
+_BACKLOG_TCP: Final = 128
+_STALL_MS: Final = 300_000
+"""How long a client may leave an answer unread (TCP_USER_TIMEOUT of tcp(7)): somebody may be paging in a pipe."""
 
 
 def bind(path: Path, *, group: str) -> socket.socket:
@@ -39,6 +46,43 @@ def bind(path: Path, *, group: str) -> socket.socket:
     os.chown(path, 0, _group_id(group))
     path.chmod(_MODE)
     listener.listen(BACKLOG)
+    listener.setblocking(False)
+    return listener
+
+
+def bind_tcp(host: str, port: int) -> list[socket.socket]:
+    """Return listening sockets on an IP address, or on both loopback addresses for `localhost`.
+
+    Raises InUse (somebody listens there) and Unusable. `::` takes IPv4 too.
+    """
+    listeners: list[socket.socket] = []
+    for each in _LOOPBACK if host == LOCALHOST else (host,):
+        try:
+            listeners.append(_listen_tcp(each, port))
+        except OSError as err:
+            if listeners and err.errno in _NO_IPV6:
+                continue
+            for listener in listeners:
+                listener.close()
+            kind = InUse if err.errno == errno.EADDRINUSE else Unusable
+            where = f"[{each}]:{port}" if ":" in each else f"{each}:{port}"
+            raise kind(f"cannot listen on {where}: {(err.strerror or str(err)).lower()}") from err
+    return listeners
+
+
+def _listen_tcp(address: str, port: int) -> socket.socket:
+    is_6 = ":" in address
+    listener = socket.socket(socket.AF_INET6 if is_6 else socket.AF_INET, socket.SOCK_STREAM)
+    try:
+        if is_6:
+            listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _STALL_MS)
+        listener.bind((address, port))
+        listener.listen(_BACKLOG_TCP)
+    except BaseException:
+        listener.close()
+        raise
     listener.setblocking(False)
     return listener
 

@@ -9,16 +9,14 @@ Content types are ignored. With `--log-level debug` every call is a line of the 
 import contextlib
 import json
 import logging
-import os
 import re
-import socket
-import struct
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Final
 
 from aiohttp import HttpVersion11, web
 
 from voldriverd import model, names
+from voldriverd.api import peers
 from voldriverd.engine import creation, use
 from voldriverd.errors import Error, NotFound
 from voldriverd.service import CREATE_ANSWER_S, Service
@@ -32,12 +30,11 @@ HOLDERS_MAX: Final = 20
 _GET: Final = "/VolumeDriver.Get"
 _MOUNT: Final = "/VolumeDriver.Mount"
 _BODY_OPTIONAL: Final = frozenset({"/Plugin.Activate", "/VolumeDriver.Capabilities", "/VolumeDriver.List"})
+_READING: Final = frozenset({*_BODY_OPTIONAL, _GET, "/VolumeDriver.Path"})
 _HOLDER: Final = re.compile(r"[!-~]{1,255}")
 """A holder as dockerd and podman name it (64 hex digits), and as anybody else sensibly would."""
 _HEADERS: Final = {"Content-Type": CONTENT_TYPE}
 _OK: Final = 200
-_UCRED: Final = struct.Struct("iII")
-"""struct ucred of unix(7): pid, uid, gid."""
 
 _Body = Mapping[str, Any]
 _Answer = dict[str, Any]
@@ -131,7 +128,7 @@ class Plugin:
 
     async def _mount(self, request: web.BaseRequest, body: _Body) -> _Answer:
         volume, holder = self._volume(body), _holder(body)
-        path = await self._service.mount(volume.id, holder, peer_pid=_peer_pid(request))
+        path = await self._service.mount(volume.id, holder, peer_pid=peers.pid(request))
         return {"Mountpoint": str(path)}
 
     async def _unmount(self, _request: web.BaseRequest, body: _Body) -> _Answer:
@@ -195,6 +192,11 @@ class Plugin:
         elif volume.message is not None:
             status["message"] = volume.message
         return status
+
+
+def is_change(request: web.BaseRequest) -> bool:
+    """Tell whether a call may change anything."""
+    return request.path not in _READING
 
 
 async def _body(request: web.BaseRequest) -> _Body:
@@ -272,12 +274,3 @@ def _hang_up(request: web.BaseRequest) -> web.Response:
     if request.transport is not None:
         request.transport.abort()
     return web.Response(status=400)
-
-
-def _peer_pid(request: web.BaseRequest) -> int | None:
-    """Return the pid of the process that asks, None if the kernel does not tell (another pid namespace)."""
-    connection = None if request.transport is None else request.transport.get_extra_info("socket")
-    if connection is None or connection.family != socket.AF_UNIX:
-        return None
-    pid: int = _UCRED.unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))[0]
-    return pid if pid not in {0, os.getpid()} else None

@@ -2,12 +2,15 @@
 
 import logging
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 from aiohttp import web
 from aiohttp.web_protocol import RequestHandler
 
 _log = logging.getLogger(__name__)
+
+LINE_MAX: Final = 32 << 10
+"""The longest request line: clients of Rancher's API sent queries of 15,872 letters (rancher-api 1.2)."""
 
 
 class Site(Protocol):

@@ -1,20 +1,31 @@
-"""kill -9 in the middle of verbs: what was acknowledged is true, and nothing is half done."""
+"""kill -9 in the middle of verbs: what was acknowledged is true, and nothing is half done.
+
+The short forms of `scripts/torture kills` and `scripts/torture daemon`, and what they and the state machine have found.
+"""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Final
 
 import pytest
 
 from tests.engines import Bench, bench_on
 from tests.memory import PowerCut
-from tests.torture.bench import KINDS, MIB, Places, places_in_memory
+from tests.running import Running
+from tests.torture import daemons, kills
+from tests.torture.bench import KINDS, MIB, Places, daemon_config, places_in_memory
 from tests.torture.bench import Bench as RealBench
 from voldriverd.engine import snapshots, volumes
 from voldriverd.kernel import fs, image, mount
 from voldriverd.model import VolumeState
 
 pytestmark = pytest.mark.root
+
+SEED: Final = 1
+KILLS: Final = 12
+"""Of engines, for each driver."""
+DAEMON_KILLS: Final = 5
 
 
 @pytest.fixture(scope="module")
@@ -42,6 +53,23 @@ def bench(tmp_path: Path) -> Iterator[Bench]:
     with bench_on(place) as bench:
         yield bench
     mount.unmount(place)
+
+
+@pytest.mark.parametrize("driver", ["btrfs-quota", "loop", "directory"])
+def test_what_had_ended_when_the_process_was_killed_is_true_and_what_had_not_is_whole_or_absent(
+    places: Places, driver: str
+) -> None:
+    with real_bench(places, driver) as bench:
+        kills.run(bench, seed=SEED, rounds=KILLS)
+
+
+def test_a_daemon_that_is_killed_loses_nothing_of_its_clients_and_of_those_who_write_through_its_mounts(
+    places: Places,
+) -> None:
+    with Running(places.base / "daemon", config=daemon_config(places)) as daemon:
+        killing = daemons.Killing(daemon, seed=SEED)
+        killing.run(DAEMON_KILLS)
+        assert killing.ended > 0
 
 
 def test_what_a_cut_verb_has_begun_gives_its_key_to_nobody_else(bench: Bench) -> None:

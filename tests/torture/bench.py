@@ -22,6 +22,8 @@ from voldriverd.engine.context import Engine, Limits, utc_now
 from voldriverd.kernel import fs, mount, tree
 
 MIB: Final = 1 << 20
+DEFAULT_MIB: Final = 32
+"""The size of a loop volume that asks for none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +48,7 @@ class Places:
 KINDS: Final = (
     Kind("btrfs", "btrfs", Btrfs),
     Kind("btrfs-quota", "btrfs", partial(Btrfs, quota="simple"), "torture-quota", "simple"),
-    Kind("loop", "loop", partial(Loop, default_size_bytes=32 * MIB)),
+    Kind("loop", "loop", partial(Loop, default_size_bytes=DEFAULT_MIB * MIB)),
     Kind("directory", "directory", Directory),
 )
 
@@ -65,6 +67,17 @@ def places_in_memory(base: Path) -> Iterator[Places]:
         scratch.close()
         mount.unmount(memory)
         memory.rmdir()
+
+
+def daemon_config(places: Places) -> str:
+    """Return the configuration of a daemon with a pool of each driver, and small sparse images."""
+    configured = {kind.driver: places.pools[kind.name] for kind in KINDS if kind.name != "btrfs"}
+    extra = {"btrfs": 'quota = "simple"', "loop": f'default_size = "{DEFAULT_MIB}M"', "directory": ""}
+    sections = [
+        f'[pools.{driver}]\ndriver = "{driver}"\npath = "{place / "daemon" / driver}"\n{extra[driver]}\n'
+        for driver, place in configured.items()
+    ]
+    return 'reserve = "0%"\n' + "".join(sections)
 
 
 class Bench:

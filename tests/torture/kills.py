@@ -4,6 +4,7 @@ The process is a child that says on a pipe what it begins and what has ended. Af
 the state of all that had ended, either with the one verb that had not or without it, and nothing else on disk.
 """
 
+import copy
 import json
 import os
 import random
@@ -40,7 +41,8 @@ class Shelf:
 
     content: str = ""
     size_mib: int | None = None
-    snapshots: dict[str, str] = field(default_factory=dict)
+    snapshots: dict[str, tuple[str, int | None]] = field(default_factory=dict)
+    """Content and size."""
     displaced: list[str] = field(default_factory=list)
     """The contents of the automatic snapshots."""
     is_held: bool = False
@@ -53,13 +55,13 @@ class State:
     live: dict[str, Shelf] = field(default_factory=dict)
     trash: list[tuple[str, Shelf]] = field(default_factory=list)
 
-    def copy(self) -> "State":
+    def copied(self) -> "State":
         """Return one that can be changed for itself."""
-        return _state_of(_plain(self))
+        return copy.deepcopy(self)
 
     def after(self, verb: Verb) -> "State":
         """Return what is known once a verb has ended."""
-        state = self.copy()
+        state = self.copied()
         what, *arguments = verb
         getattr(state, f"_{what}")(*arguments)
         return state
@@ -69,14 +71,14 @@ class State:
 
     def _clone(self, name: str, source: str, snapshot: str, size: str) -> None:
         origin = self.live[source]
-        content = origin.snapshots[snapshot] if snapshot else origin.content
-        self.live[name] = Shelf(content, int(size) if size else origin.size_mib)
+        content, size_mib = origin.snapshots[snapshot] if snapshot else (origin.content, origin.size_mib)
+        self.live[name] = Shelf(content, int(size) if size else size_mib)
 
     def _write(self, name: str, content: str) -> None:
         self.live[name].content = content
 
     def _snapshot(self, name: str, snapshot: str) -> None:
-        self.live[name].snapshots[snapshot] = self.live[name].content
+        self.live[name].snapshots[snapshot] = self.live[name].content, self.live[name].size_mib
 
     def _remove_snapshot(self, name: str, snapshot: str) -> None:
         del self.live[name].snapshots[snapshot]
@@ -84,7 +86,8 @@ class State:
     def _revert(self, name: str, snapshot: str) -> None:
         shelf = self.live[name]
         shelf.displaced = sorted([*shelf.displaced, shelf.content])
-        shelf.content = shelf.snapshots[snapshot]
+        shelf.content, size_mib = shelf.snapshots[snapshot]
+        shelf.size_mib = max((size for size in (shelf.size_mib, size_mib) if size), default=None)
 
     def _resize(self, name: str, size: str) -> None:
         self.live[name].size_mib = int(size)
@@ -241,15 +244,14 @@ def observe(bench: Bench) -> State:
         assert row.message is None, row
         limit_bytes = bench.driver.usage(row.tree).limit_bytes
         assert not bench.has_sizes or limit_bytes == row.size_bytes, (row, limit_bytes)
-        size_mib = None if row.size_bytes is None else row.size_bytes // MIB
-        shelf = Shelf(_read(bench, row), size_mib, is_held=bool(bench.store.mounts(row.id)))
+        shelf = Shelf(_read(bench, row), _mib(row.size_bytes), is_held=bool(bench.store.mounts(row.id)))
         for snapshot in bench.store.snapshots(row.id):
             assert snapshot.state is SnapshotState.CREATED, snapshot
             content = _read(bench, snapshot)
             if snapshot.is_automatic:
                 shelf.displaced = sorted([*shelf.displaced, content])
             else:
-                shelf.snapshots[snapshot.shown_name] = content
+                shelf.snapshots[snapshot.shown_name] = content, _mib(snapshot.size_bytes)
         if row.is_live:
             state.live[row.name] = shelf
         else:
@@ -332,6 +334,10 @@ def _read(bench: Bench, row: model.Volume | model.Snapshot) -> str:
         return file.read_text() if file.exists() else ""
 
 
+def _mib(size_bytes: int | None) -> int | None:
+    return None if size_bytes is None else size_bytes // MIB
+
+
 def _lived(steps: Steps, life_s: float, *, counts_from_ready: bool) -> list[str]:
     """Run the steps in a child that is killed after some time; return the whole lines that it said."""
     reading, writing = os.pipe()
@@ -357,16 +363,6 @@ def _run_child(steps: Steps, writing: int) -> None:
         os.write(writing, json.dumps(("failed", repr(err))).encode() + b"\n")
     finally:
         os._exit(1)
-
-
-def _plain(value: Any) -> Any:
-    """Return dataclasses as dictionaries, for comparing and copying."""
-    return json.loads(json.dumps(value, default=vars))
-
-
-def _state_of(plain: Any) -> State:
-    live = {name: Shelf(**shelf) for name, shelf in plain["live"].items()}
-    return State(live, [(name, Shelf(**shelf)) for name, shelf in plain["trash"]])
 
 
 def run(bench: Bench, *, seed: int, rounds: int) -> Killing:

@@ -15,7 +15,7 @@ from voldriverd.cli.connection import Connection, place_of
 from voldriverd.cli.session import Session
 from voldriverd.errors import Error
 
-_GROUPS: Final = ("info", "pool", "snapshot", "trash", "volume")
+_GROUPS: Final = ("apikey", "info", "pool", "snapshot", "trash", "volume")
 
 
 class _Program(click.Group):
@@ -47,7 +47,10 @@ class _Program(click.Group):
 @click.option("--socket", metavar="PATH", type=click.Path(path_type=Path), help="The daemon's API socket.")
 @click.option("--url", help="A daemon on TCP instead, as in http://127.0.0.1:9580.")
 @click.option("--access-key", metavar="KEY", help="The public half of an API key, for --url.")
-@click.option("--secret-key", metavar="KEY", help="The secret half.")
+@click.option("--secret-key", metavar="KEY", help="The secret half; others see it in ps, not so in the environment.")
+@click.option(
+    "--ca-cert", metavar="FILE", type=click.Path(path_type=Path), help="Who may have signed the certificate of --url."
+)
 @click.option("--json", "is_json", is_flag=True, help="Print the API's resources.")
 @click.version_option(voldriverd.__version__, message="%(prog)s %(version)s")
 @click.pass_context
@@ -58,15 +61,17 @@ def main(
     url: str | None,
     access_key: str | None,
     secret_key: str | None,
+    ca_cert: Path | None,
     is_json: bool,
 ) -> None:
     """Volumes, snapshots and pools of voldriverd.
 
-    The daemon is found by --socket or VOLDRIVER_SOCKET, or by --url, --access-key and --secret-key (VOLDRIVER_URL,
-    VOLDRIVER_ACCESS_KEY, VOLDRIVER_SECRET_KEY, or the same with CATTLE_).
+    The daemon is found by --socket or VOLDRIVER_SOCKET, or by --url, --access-key, --secret-key and --ca-cert
+    (VOLDRIVER_URL, VOLDRIVER_ACCESS_KEY, VOLDRIVER_SECRET_KEY, VOLDRIVER_CA_CERT, or the same with CATTLE_).
     """
     if socket is not None and url is not None:
         raise click.UsageError("--socket and --url exclude each other")
-    connection = Connection(place_of(socket=socket, url=url, access_key=access_key, secret_key=secret_key))
+    place = place_of(socket=socket, url=url, access_key=access_key, secret_key=secret_key, ca_cert=ca_cert)
+    connection = Connection(place)
     ctx.call_on_close(connection.close)
     ctx.obj = Session(connection, is_json)

@@ -7,9 +7,10 @@ import http.client
 import json
 import os
 import socket
+import ssl
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import quote, urlencode, urlsplit
@@ -43,23 +44,29 @@ class Place:
     url: str | None = None
     """With or without /v1 at its end; None: the socket."""
     access_key: str | None = None
-    secret_key: str | None = None
+    secret_key: str | None = field(default=None, repr=False)
+    ca_cert: Path | None = None
+    """Who may have signed the certificate of an https URL; None: whom this host trusts."""
 
     def __str__(self) -> str:
         return self.url or str(self.socket)
 
 
-def place_of(*, socket: Path | None, url: str | None, access_key: str | None, secret_key: str | None) -> Place:
+def place_of(
+    *, socket: Path | None, url: str | None, access_key: str | None, secret_key: str | None, ca_cert: Path | None = None
+) -> Place:
     """Return where the daemon is: what is given, else VOLDRIVER_SOCKET, a URL of the environment, the usual socket."""
     found = os.environ.get("VOLDRIVER_SOCKET")
     if socket is None and url is None:
         socket, url = (Path(found), None) if found else (None, _environment("URL"))
     if url is None:
         return Place(socket or DEFAULT_SOCKET)
+    trusted = _environment("CA_CERT")
     return Place(
         url=url,
         access_key=access_key or _environment("ACCESS_KEY"),
         secret_key=secret_key or _environment("SECRET_KEY"),
+        ca_cert=ca_cert or (Path(trusted) if trusted else None),
     )
 
 
@@ -73,7 +80,7 @@ class Connection:
         self._headers = {"Accept": "application/json"}
         self._http: http.client.HTTPConnection = _Unix(place.socket, timeout_s)
         if place.url is not None:
-            self._http, self._base = _tcp(place.url, timeout_s)
+            self._http, self._base = _tcp(place.url, timeout_s, place.ca_cert)
         if place.access_key is not None:
             self._headers["Authorization"] = _basic(place.access_key, place.secret_key or "")
 
@@ -152,6 +159,8 @@ class Connection:
             return "it does not run; start it with `systemctl start voldriverd`, or run `voldriverd` as root"
         if self._place.url is None and isinstance(err, PermissionError):
             return "permission denied; be root or a member of the group that the socket belongs to"
+        if isinstance(err, ssl.SSLCertVerificationError):
+            return f"{err.verify_message}; --ca-cert or VOLDRIVER_CA_CERT names the file of whom to trust"
         return str(err) or type(err).__name__
 
 
@@ -208,18 +217,29 @@ def resource_path(*parts: str) -> str:
     return "/".join(quote(part, safe="") for part in parts)
 
 
-def _tcp(url: str, timeout_s: float) -> tuple[http.client.HTTPConnection, str]:
+def _tcp(url: str, timeout_s: float, ca_cert: Path | None) -> tuple[http.client.HTTPConnection, str]:
     try:
         parts = urlsplit(url)
         port = parts.port
     except ValueError as err:
         raise Invalid(f"cannot use url {url!r}: {err}", field="url") from err
+    if parts.username is not None:
+        raise Invalid("cannot use a url with a key in it: give --access-key, or VOLDRIVER_ACCESS_KEY", field="url")
     if parts.scheme not in {"http", "https"} or not parts.hostname:
         raise Invalid(f"cannot use url {url!r}: it is written as in http://127.0.0.1:9580", field="url")
     prefix = parts.path.rstrip("/")
     base = prefix if prefix.endswith("/v1") else f"{prefix}/v1"
-    kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
-    return kind(parts.hostname, port, timeout=timeout_s), base
+    if parts.scheme == "http":
+        return http.client.HTTPConnection(parts.hostname, port, timeout=timeout_s), base
+    return http.client.HTTPSConnection(parts.hostname, port, timeout=timeout_s, context=_trusting(ca_cert)), base
+
+
+def _trusting(ca_cert: Path | None) -> ssl.SSLContext:
+    try:
+        return ssl.create_default_context(cafile=ca_cert)
+    except OSError as err:
+        cause = "it holds no certificate in PEM form" if isinstance(err, ssl.SSLError) else err.strerror
+        raise Invalid(f"cannot use ca-cert {str(ca_cert)!r}: {cause}", field="ca-cert") from err
 
 
 def _basic(access_key: str, secret_key: str) -> str:

@@ -110,5 +110,5 @@ def _listed(context: click.Context, path: str, **filters: str) -> list[dict[str,
 
 
 def _global(context: click.Context) -> dict[str, Any]:
-    wanted = ("socket", "url", "access_key", "secret_key")
+    wanted = ("socket", "url", "access_key", "secret_key", "ca_cert")
     return {name: context.find_root().params.get(name) for name in wanted}

@@ -7,6 +7,7 @@ ever written through a symbolic link. Python's own filters are not relied on: De
 
 import io
 import os
+import re
 import shutil
 import tarfile
 import tempfile
@@ -20,6 +21,7 @@ _PIECE_BYTES: Final = 256 << 10
 _MODE: Final = 0o1777
 """Set-user-id and its like served the programs of the container, and would serve anybody here: they go."""
 _KINDS: Final = {tarfile.FIFOTYPE: "a fifo", tarfile.CHRTYPE: "a device", tarfile.BLKTYPE: "a device"}
+_TIME: Final = re.compile(r"(-?)([0-9]{1,10})(?:\.([0-9]+))?", re.ASCII)
 _UNSOUND: Final = frozenset({"", ".", ".."})
 
 
@@ -150,9 +152,11 @@ def _dress(path: Path, member: tarfile.TarInfo) -> None:
 
 
 def _set_times(path: Path, member: tarfile.TarInfo) -> None:
-    seconds, _, rest = member.pax_headers.get("mtime", str(int(member.mtime))).partition(".")
-    sign = -1 if seconds.startswith("-") else 1
-    time_ns = int(seconds) * 10**9 + sign * int(rest.ljust(9, "0")[:9])
+    """Set the time of the last change, to the nanosecond; one that no clock shows becomes 1970."""
+    found = _TIME.fullmatch(member.pax_headers.get("mtime", f"{member.mtime:.0f}"))
+    sign, seconds, rest = found.groups(default="") if found else ("", "0", "")
+    time_ns = int(seconds) * 10**9 + int(rest.ljust(9, "0")[:9])
+    time_ns = -time_ns if sign else time_ns
     os.utime(path, ns=(time_ns, time_ns), follow_symlinks=False)
 
 

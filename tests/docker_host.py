@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tarfile
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -88,9 +89,20 @@ class Voldriverd:
         self.send(signal.SIGKILL)
         self._world.ended(self._pid)
 
-    def killed(self) -> None:
+    def wait(self) -> None:
         """Wait for its end by somebody else's hand."""
         self._world.ended(self._pid)
+
+    @contextmanager
+    def killed_at(self, call: str) -> Iterator[None]:
+        """Have it killed when one of its threads enters a system call; it must come to that."""
+        inject = ["--trace", call, "--inject", f"{call}:signal=KILL"]
+        log = self._base / f"strace-{self._pid}"
+        argv = ["strace", "--follow-forks", "--attach", str(self._pid), *inject, "--output", "/dev/null"]
+        tracer = self._world.spawn(argv, log=log)
+        until(lambda: log.exists() and "attached" in log.read_text(), "strace")
+        yield
+        self._world.ended(tracer)
 
     def is_up(self) -> bool:
         """Tell whether it runs."""

@@ -4,7 +4,9 @@ import asyncio
 import errno
 import logging
 import os
+import statistics
 import threading
+import time
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,9 +20,9 @@ from drivers.directory import Directory
 from tests.engines import Bench, bench_on
 from voldriverd import model, names, service, store
 from voldriverd.api import middleware, rancher
-from voldriverd.api.rancher import snapshots, volumes
-from voldriverd.driver import Key, Usage
-from voldriverd.engine import pools
+from voldriverd.api.rancher import snapshots, streams, volumes
+from voldriverd.driver import Change, ChangeKind, Key, Usage
+from voldriverd.engine import inspection, pools
 from voldriverd.engine.context import Limits
 from voldriverd.errors import Invalid, Unusable
 from voldriverd.kernel import mount
@@ -348,6 +350,81 @@ def test_a_pool_that_does_not_tell_its_usage_delays_no_answer_for_long(
         async with asyncio.timeout(PATIENCE_S):
             while (await client.ask("GET", "/v1/volumes/1v1"))[1]["usedBytes"] != 7:
                 pass
+
+    served(bench, scenario)
+
+
+def test_a_stream_that_fails_in_the_middle_is_cut_and_not_ended(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def archive(*_: object) -> Iterator[bytes]:
+        yield b"x" * (2 * streams.BATCH_BYTES)
+        raise Unusable("cannot read snapshot s: its disk is gone")
+
+    async def scenario(client: Client) -> None:
+        await client.make("db")
+        await client.ask("POST", "/v1/volumes/1v1?action=snapshot")
+        await client.until("/v1/snapshots/1s1", transitioning="no")
+        monkeypatch.setattr(inspection, "archive", archive)
+        async with client.session.get("http://h/v1/snapshots/1s1/archive") as response:
+            assert response.status == 200
+            with pytest.raises(aiohttp.ClientPayloadError):
+                await response.read()
+
+    with caplog.at_level(logging.WARNING):
+        served(bench, scenario)
+    assert "its disk is gone" in caplog.text
+
+
+def test_a_stream_that_fails_at_once_is_an_error_resource(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    reasons = ["cannot compare snapshot s: its disk is gone"]
+
+    def difference(*_: object) -> Iterator[Change]:
+        while reasons:
+            raise Unusable(reasons.pop())
+        yield Change("never", ChangeKind.ADDED)
+
+    async def scenario(client: Client) -> None:
+        await client.make("db")
+        await client.ask("POST", "/v1/volumes/1v1?action=snapshot")
+        await client.until("/v1/snapshots/1s1", transitioning="no")
+        monkeypatch.setattr(inspection, "difference", difference)
+        status, error = await client.ask("GET", "/v1/snapshots/1s1/difference")
+        assert (status, error["code"]) == (503, "ServiceUnavailable")
+
+    served(bench, scenario)
+
+
+def test_get_of_one_volume_takes_at_most_twice_a_bare_handler(bench: Bench) -> None:
+    bench.create("db")
+    headers = {"Content-Type": "application/json; charset=utf-8", "X-API-Schemas": "http://h/v1/schemas"}
+    asked = b"GET /v1/volumes/1v1 HTTP/1.1\r\nHost: h\r\n\r\n"
+
+    async def answer(pair: tuple[asyncio.StreamReader, asyncio.StreamWriter]) -> tuple[float, bytes]:
+        begun_s = time.perf_counter()
+        pair[1].write(asked)
+        head = await pair[0].readuntil(b"\r\n\r\n")
+        body = await pair[0].readexactly(int(head.partition(b"Content-Length: ")[2].split()[0]))
+        return time.perf_counter() - begun_s, body
+
+    async def scenario(client: Client) -> None:
+        ours = await asyncio.open_unix_connection(str(bench.root / "api.sock"))
+        _, content = await answer(ours)
+
+        async def bare(_: web.BaseRequest) -> web.Response:
+            return web.Response(body=content, headers=headers)
+
+        runner = web.ServerRunner(web.Server(bare, access_log=None))
+        await runner.setup()
+        await web.UnixSite(runner, str(bench.root / "bare.sock")).start()
+        theirs = await asyncio.open_unix_connection(str(bench.root / "bare.sock"))
+        times_s = [((await answer(ours))[0], (await answer(theirs))[0]) for _ in range(400)]
+        for _, writer in (ours, theirs):
+            writer.close()
+        await runner.cleanup()
+        our_s, their_s = (statistics.median(column) for column in zip(*times_s, strict=True))
+        assert our_s / their_s <= 2.0
+        assert client.service.known_usage(model.VolumeId(1)) is not None
 
     served(bench, scenario)
 

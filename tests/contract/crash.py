@@ -1,6 +1,7 @@
 """Cuts: a call in a child process that is killed before its n-th step.
 
-A step is a call that changes something: of `os`, of a file, of an ioctl, mount or tool.
+A step is a call that changes something: of `os`, of a file, of an ioctl, mount or tool. Opening a
+file is none, although it may make it: that state is cut before the next step.
 """
 
 import os
@@ -12,9 +13,9 @@ from typing import Any, Final
 
 _C_STEPS: Final = frozenset(
     {
-        *("open", "mkdir", "rmdir", "rename", "replace", "unlink", "remove", "link", "symlink", "mknod", "mkfifo"),
+        *("mkdir", "rmdir", "rename", "replace", "unlink", "remove", "link", "symlink", "mknod", "mkfifo"),
         *("chmod", "fchmod", "chown", "fchown", "lchown", "setxattr", "removexattr", "utime", "truncate", "ftruncate"),
-        *("write", "pwrite", "sendfile", "copy_file_range", "posix_fallocate", "fsync", "fdatasync"),
+        *("write", "pwrite", "sendfile", "copy_file_range", "posix_fallocate"),
     }
 )
 _PYTHON_STEPS: Final = frozenset(

@@ -17,22 +17,37 @@ _UNMOUNT_TRIES: Final = 5
 def attach(key: Key, directory: Path, point: Path, *, read_only: bool) -> None:
     """Bind-mount a directory; what else is mounted there is unmounted first. Raises InUse, OSError."""
     wanted = directory.stat()
-    point.mkdir(0o700, exist_ok=True)
+    is_new = make_point(point)
     try:
         if not uncover(key, point, lambda: _is_same(point, wanted)):
             mount.bind(directory, point, read_only=read_only)
         elif bool(os.statvfs(point).f_flag & os.ST_RDONLY) != read_only:
             mount.set_read_only(point, read_only=read_only)
     except OSError:
-        remove_point(point)
+        if is_new:
+            remove_point(point)
         raise
 
 
-def detach(key: Key, point: Path) -> None:
-    """Unmount all that is mounted there, and remove the mount point. Raises InUse, OSError."""
+def detach(key: Key, point: Path, find_users: Callable[[], list[User]]) -> None:
+    """Unmount all that is mounted there, and remove the mount point unless the tree has users. Raises InUse, OSError.
+
+    rmdir(2) of a directory on which another mount namespace has something mounted unmounts it there, lazily and under
+    whoever works in it (fs/namespace.c, __detach_mounts), and nothing would show any more that the tree is in use.
+    """
     while _unmount("detach", key, point):
         pass
-    remove_point(point)
+    if point.is_dir() and not find_users():
+        remove_point(point)
+
+
+def make_point(point: Path) -> bool:
+    """Make a mount point; tells whether it was missing."""
+    try:
+        point.mkdir(0o700)
+    except FileExistsError:
+        return False
+    return True
 
 
 def users(directory: Path, point: Path) -> list[User]:

@@ -147,7 +147,7 @@ class Btrfs:
 
     def detach(self, key: Key) -> None:
         """Unmount; what is dirty is left to the file system."""
-        binding.detach(key, self._mounts / key)
+        binding.detach(key, self._mounts / key, lambda: self.users(key))
 
     def resize(self, key: Key, size_bytes: int) -> None:
         """Change the limit, from now on; committed when this returns."""

@@ -123,7 +123,7 @@ class Directory:
 
     def detach(self, key: Key) -> None:
         """Unmount; what is dirty is left to the file system, which stays mounted."""
-        binding.detach(key, self._mounts / key)
+        binding.detach(key, self._mounts / key, lambda: self.users(key))
 
     def resize(self, key: Key, size_bytes: int) -> None:
         """Refuse."""

@@ -147,7 +147,7 @@ class Loop:
         """
         path = self._existing(key, "attach")
         target = self._mounts / key
-        target.mkdir(0o700, exist_ok=True)
+        is_new = binding.make_point(target)
         try:
             if not binding.uncover(key, target, lambda: self._is_served(key, path)):
                 with self._staged(key) as place:
@@ -155,7 +155,8 @@ class Loop:
             elif bool(os.statvfs(target).f_flag & os.ST_RDONLY) != read_only:
                 mount.set_read_only(target, read_only=read_only)
         except OSError:
-            binding.remove_point(target)
+            if is_new:
+                binding.remove_point(target)
             raise
         return target
 
@@ -165,7 +166,7 @@ class Loop:
         target = self._mounts / key
         if mount.at(target):
             fs.sync_file_system(target)
-        binding.detach(key, target)
+        binding.detach(key, target, lambda: self.users(key))
         if path.exists() and not self.users(key):
             loop.wait_cleared(path, timeout_s=_CLEAR_TIMEOUT_S)
 

@@ -3,6 +3,8 @@
 The short forms of `scripts/torture kills` and `scripts/torture daemon`, and what they and the state machine have found.
 """
 
+import errno
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,7 +19,7 @@ from tests.torture import daemons, kills
 from tests.torture.bench import KINDS, MIB, Places, daemon_config, places_in_memory
 from tests.torture.bench import Bench as RealBench
 from voldriverd.engine import snapshots, volumes
-from voldriverd.kernel import fs, image, mount
+from voldriverd.kernel import btrfs, fs, image, ioctl, mount, qgroup
 from voldriverd.model import VolumeState
 
 pytestmark = pytest.mark.root
@@ -137,3 +139,35 @@ def test_a_resize_that_dies_and_cannot_be_ended_leaves_the_old_size_and_a_volume
         bench.unmount("db")
         volumes.resize(bench.engine, bench.volume("db"), 64 * MIB)
         assert bench.volume("db").size_bytes == 64 * MIB
+
+
+@pytest.mark.parametrize("number", [errno.ENODEV, errno.ENOENT])
+def test_a_quota_group_that_goes_while_it_is_read_is_none_and_keeps_no_pool_closed(
+    places: Places, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    """Seen once in 400 kills: the kernel removes the group of a subvolume that it has just cleaned up."""
+
+    def fail(path: Path, *_: object, **__: object) -> str:
+        raise OSError(number, os.strerror(number), str(path))
+
+    with real_bench(places, "btrfs-quota") as bench:
+        bench.create("db", size="32M")
+        identity = bench.driver._file_system_id  # type: ignore[attr-defined] # of the btrfs driver
+        with monkeypatch.context() as patch, btrfs.opened(bench.pool_root) as fd:
+            patch.setattr(Path, "read_text", fail)
+            assert qgroup.group(identity, 256) is None
+            qgroup.sweep(fd, identity)
+
+
+def test_a_quota_group_that_the_kernel_is_not_done_with_keeps_no_pool_closed(
+    places: Places, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> int:
+        raise OSError(errno.EBUSY, "Device or resource busy")
+
+    with real_bench(places, "btrfs-quota") as bench:
+        bench.create("db", size="32M")
+        with monkeypatch.context() as patch, btrfs.opened(bench.pool_root) as fd:
+            patch.setattr(btrfs, "exists", lambda *_: False)
+            patch.setattr(ioctl, "call", fail)
+            qgroup.sweep(fd, bench.driver._file_system_id)  # type: ignore[attr-defined] # of the btrfs driver

@@ -4,6 +4,7 @@ The group of a subvolume is 0/<its id>. The kernel makes it with the subvolume.
 """
 
 import ctypes
+import errno
 import struct
 from dataclasses import dataclass
 from enum import StrEnum
@@ -21,6 +22,10 @@ BTRFS_QGROUP_LIMIT_RSV_RFER: Final = 1 << 2
 _QUOTA_TREE_OBJECTID: Final = 8
 _QGROUP_LIMIT_KEY: Final = 244
 """linux/btrfs_tree.h: BTRFS_QUOTA_TREE_OBJECTID, BTRFS_QGROUP_LIMIT_KEY"""
+
+
+_GONE: Final = frozenset({errno.ENOENT, errno.ENODEV})
+"""What reading from sysfs gives when a group has gone, and when it goes at that moment (fs/kernfs, 6.18)."""
 
 
 class Mode(StrEnum):
@@ -123,8 +128,10 @@ def group(file_system_id: str, subvolume_id: int) -> Group | None:
         flags, limit_bytes, referenced, exclusive = (
             int((directory / name).read_text()) for name in ("limit_flags", "max_referenced", "referenced", "exclusive")
         )
-    except FileNotFoundError:
-        return None
+    except OSError as err:
+        if err.errno in _GONE:
+            return None
+        raise
     return Group(referenced, exclusive, limit_bytes if flags & BTRFS_QGROUP_LIMIT_MAX_RFER else None)
 
 
@@ -139,8 +146,9 @@ def sweep(fd: int, file_system_id: str) -> None:
         try:
             if int((directory / "referenced").read_text()) == 0 and not btrfs.exists(fd, subvolume_id):
                 ioctl.call(fd, BTRFS_IOC_QGROUP_CREATE, _QgroupCreateArgs(0, subvolume_id))
-        except FileNotFoundError:  # the kernel was quicker
-            continue
+        except OSError as err:  # the kernel was quicker, or is not done with it; the next sweep comes
+            if err.errno not in _GONE | {errno.EBUSY}:
+                raise
 
 
 def _sysfs(file_system_id: str) -> Path:

@@ -204,6 +204,18 @@ class SnapshotSummary:
     """The names (or `s<id>`) of the newest ones, newest first."""
 
 
+@dataclass(frozen=True, slots=True)
+class Commit:
+    """What one transaction changed, for who watches the store."""
+
+    rows: tuple[Volume | Snapshot, ...]
+    """As they are now, in the order of the changes."""
+    held: tuple[Mount, ...]
+    """Mounts that are new or were counted anew."""
+    released: tuple[Mount, ...]
+    """Mounts that are gone."""
+
+
 HOST_HOLDER = "host"
 """The holder of `voldriver volume mount` and of the API action `activate`; it ends with the boot."""
 

@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -60,6 +61,9 @@ SPACE_TIMEOUT_S: Final = 2.0
 """How long a file system may take to say how full it is, before it is shown as not known."""
 USAGE_AGE_S: Final = 1.0
 """How old the usage in an answer from memory may be before it is asked for again."""
+
+CAUSE: Final = ContextVar("cause", default="upkeep")
+"""The verb that the present thread runs, for who watches the store."""
 
 
 class Service:
@@ -173,7 +177,8 @@ class Service:
         A busy volume is no error: dockerd would use the holder's name again for ever. What cannot be
         unmounted within UNMOUNT_ANSWER_S goes on, and what cannot be at all is left to reconciliation.
         """
-        await asyncio.shield(self._spawn(self.in_thread(mounts.let_go, self.engine, volume_id, holder)))
+        letting_go = self.in_thread(_as_cause, "unmount", mounts.let_go, self.engine, volume_id, holder)
+        await asyncio.shield(self._spawn(letting_go))
         if all(mount.holder != holder for mount in self.store.mounts(volume_id)):
             self._askers.drop(volume_id, holder)
         task = self._spawn(
@@ -194,7 +199,7 @@ class Service:
 
         return await self._answered(attempt, lambda snapshot: f"1s{snapshot.id}", answer_s=answer_s)
 
-    async def remove_snapshot(self, snapshot_id: model.SnapshotId) -> model.Snapshot:
+    async def remove_snapshot(self, snapshot_id: model.SnapshotId, *, verb: str = "remove-snapshot") -> model.Snapshot:
         """Destroy a snapshot."""
 
         def work(volume: model.Volume) -> model.Snapshot:
@@ -204,7 +209,7 @@ class Service:
             return snapshots.remove(self.engine, volume, snapshot)
 
         volume_id = self.snapshot_row(snapshot_id).volume_id
-        return await self._verb("remove-snapshot", volume_id, work, wait_s=API_WAIT_S)
+        return await self._verb(verb, volume_id, work, wait_s=API_WAIT_S)
 
     async def revert(
         self, volume_id: model.VolumeId, snapshot_id: model.SnapshotId, *, answer_s: float | None = None
@@ -365,7 +370,7 @@ class Service:
     async def open_pools(self) -> None:
         """Try the pools that are unavailable again."""
         if any(pool.driver is None and pool.spec is not None for pool in self.engine.pools):
-            await self.in_thread(recovery.open_pools, self.engine)
+            await self.in_thread(_as_cause, "recover", recovery.open_pools, self.engine)
 
     async def in_thread(self, function: Callable[..., _T], *arguments: object, is_long: bool = False) -> _T:
         """Run something that blocks."""
@@ -465,7 +470,7 @@ class Service:
             origin = self.store.volume_named(source.volume) if isinstance(source, names.Source) else None
             if origin is None:
                 work = functools.partial(volumes.create, self.engine, request, volume_id, begun=begun)
-                return await self._timed("create", request.name, self.in_thread(work))
+                return await self._timed("create", request.name, self.in_thread(_as_cause, "create", work))
             return await self._timed("clone", request.name, self._clone(request, begun, volume_id, origin, wait_s))
 
     async def _clone(
@@ -480,7 +485,7 @@ class Service:
         what = f"cannot clone volume {origin.name}"
         async with AsyncExitStack() as stack:
             await stack.enter_async_context(self._locks.hold(origin.id, "clone", what=what, wait_s=wait_s))
-            plan = await self.in_thread(volumes.begin_create, self.engine, request, volume_id)
+            plan = await self.in_thread(_as_cause, "clone", volumes.begin_create, self.engine, request, volume_id)
             if isinstance(plan, model.Volume):
                 return plan
             begun(plan.volume)
@@ -491,7 +496,8 @@ class Service:
                 if is_long and plan.tree.source != origin.key:
                     await stack.aclose()
                 driver = self.engine.pools.driver(origin.pool_id)
-                return await self.in_thread(volumes.finish_create, self.engine, plan, driver, is_long=is_long)
+                finish = functools.partial(volumes.finish_create, self.engine, plan, driver)
+                return await self.in_thread(_as_cause, "clone", finish, is_long=is_long)
             finally:
                 self._pins.subtract({plan.tree.source: 1})
                 self._pins += Counter()  # drops what is not pinned any more
@@ -512,7 +518,7 @@ class Service:
                 volume = self.row(volume_id)
                 self._faults.pop(f"1v{volume_id}", None)
                 is_long = copies and self._is_long(volume)
-                return await self._timed(verb, name, self.in_thread(work, volume, is_long=is_long))
+                return await self._timed(verb, name, self.in_thread(_as_cause, verb, work, volume, is_long=is_long))
 
         return await asyncio.shield(self._spawn(locked()))
 
@@ -534,7 +540,7 @@ class Service:
     async def expire_snapshot(self, snapshot: model.Snapshot) -> None:
         """Destroy a snapshot whose time has come."""
         try:
-            await self.remove_snapshot(snapshot.id)
+            await self.remove_snapshot(snapshot.id, verb="expire")
         except Error as err:
             _log.warning("verb=expire snapshot=1s%d result=%s", snapshot.id, err)
 
@@ -582,6 +588,15 @@ class Service:
 
 
 _UNKNOWN: Final = Usage(None, None, None)
+
+
+def _as_cause(verb: str, function: Callable[..., _T], *arguments: object) -> _T:
+    """Run something that blocks as a verb; its thread runs others later."""
+    token = CAUSE.set(verb)
+    try:
+        return function(*arguments)
+    finally:
+        CAUSE.reset(token)
 
 
 def _usage(engine: Engine, volume: model.Volume) -> Usage:

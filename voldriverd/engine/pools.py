@@ -66,6 +66,7 @@ class Pools:
             row.id: Pool(row, self._specs.get(row.name), reason=_unopened(row, self._specs.get(row.name)))
             for row in database.pools()
         }
+        self._listeners: list[Callable[[Pool], None]] = []
 
     def __iter__(self) -> Iterator[Pool]:
         return iter(list(self._pools.values()))
@@ -80,6 +81,10 @@ class Pools:
         if pool.driver is None:
             raise Unusable(f"pool {pool.row.name} is unavailable: {pool.reason}")
         return pool.driver
+
+    def watch(self, listener: Callable[[Pool], None]) -> None:
+        """Have a function called with each pool whose health has changed, by whichever thread; it does not raise."""
+        self._listeners.append(listener)
 
     def drivers(self) -> set[str]:
         """Return the names of the configured drivers."""
@@ -126,6 +131,8 @@ class Pools:
                 self._note_failure(spec, known, str(err))
             else:
                 pool.driver = driver
+                for listener in self._listeners:
+                    listener(pool)
 
     def choose(self, *, driver: str | None, name: str | None) -> Pool:
         """Return the pool for a new volume: the named one, or the driver's one with the most free space.

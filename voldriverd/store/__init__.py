@@ -43,6 +43,7 @@ class Store:
         self._lock = threading.RLock()
         self._read_lock = threading.Lock()
         self._records: list[model.Volume | model.Snapshot] = []
+        self._listeners: list[Callable[[model.Commit], None]] = []
         try:
             os.close(os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))  # journals get the same mode
             self._connection = self._connect()
@@ -83,6 +84,14 @@ class Store:
         with self._lock:
             taken, self._records = self._records, []
             return taken
+
+    def watch(self, listener: Callable[[model.Commit], None]) -> None:
+        """Have a function called after each commit that changed volumes, snapshots or mounts, in their order.
+
+        It is called by the thread that commits, and nobody else can commit meanwhile: it is quick and does not raise.
+        """
+        with self._lock:
+            self._listeners.append(listener)
 
     def keep_ballast(self) -> bool:
         """Reserve the room for vital commits again; tells whether it is there."""
@@ -297,8 +306,20 @@ class Store:
                 self._api_keys[key.public] = key
             else:
                 self._api_keys.pop(key.public, None)
+        commit = self._commit(write, mounts)
         _replace(self._mounts, mounts, ())
         _replace(self._summaries, summaries, model.NO_SNAPSHOTS)
+        if commit.rows or commit.held or commit.released:
+            for listener in self._listeners:
+                listener(commit)
+
+    def _commit(self, write: Write, mounts: dict[model.VolumeId, tuple[model.Mount, ...]]) -> model.Commit:
+        """Return what a transaction changed, before the memory learns its mounts."""
+        before = {mount.id: mount for volume_id in mounts for mount in self._mounts.get(volume_id, ())}
+        after = {mount.id: mount for each in mounts.values() for mount in each}
+        held = tuple(mount for mount_id, mount in after.items() if before.get(mount_id) != mount)
+        released = tuple(mount for mount_id, mount in before.items() if mount_id not in after)
+        return model.Commit(tuple(write.records), held, released)
 
     def _select(self, query: str, *values: object) -> Iterator[tuple[Any, ...]]:
         with self._read_lock, closing(self._reader.execute(query, values)) as cursor:

@@ -164,10 +164,10 @@ class Loop:
         """Unmount, and return when the loop device has gone too unless somebody else has it mounted."""
         path = self._trees / key
         target = self._mounts / key
-        if mount.at(target):
+        if target.is_mount():
             fs.sync_file_system(target)
         binding.detach(key, target, lambda: self.users(key))
-        if path.exists() and not self.users(key):
+        if path.exists() and loop.attached(path) and not self.users(key):
             loop.wait_cleared(path, timeout_s=_CLEAR_TIMEOUT_S)
 
     def resize(self, key: Key, size_bytes: int) -> None:
@@ -288,8 +288,15 @@ class Loop:
 
     def _is_served(self, key: Key, path: Path) -> bool:
         """Tell whether it is the directory of this image that one sees at the mount point."""
-        entry = mount.at(self._mounts / key)
-        return entry is not None and entry.root == f"/{image.DATA}" and loop.is_backed_by(entry.device, path)
+        target = self._mounts / key
+        try:
+            device = target.stat().st_dev
+        except OSError:  # absent, or a dead file system is mounted there
+            return False
+        if not loop.is_backed_by(f"{os.major(device)}:{os.minor(device)}", path):
+            return False  # mostly: nothing is mounted, and the mount table may be long
+        entry = mount.at(target)
+        return entry is not None and entry.root == f"/{image.DATA}"
 
     def _flush(self, key: Key, path: Path) -> None:
         """Make everything that was written to a tree so far part of its image."""

@@ -83,7 +83,7 @@ HOSTILE: list[tuple[str, Callable[[], Stream]]] = [
 def test_what_is_unsound_is_refused_and_leaves_nothing(stream: Callable[[], Stream], tmp_path: Path) -> None:
     inner = tmp_path / "inner"
     inner.mkdir()
-    with pytest.raises(Unusable, match=r"cannot unpack|cannot write"):
+    with pytest.raises(Unusable, match="cannot unpack"):
         unpacked(stream(), inner)
     assert os.listdir(tmp_path) == ["inner"]
     assert os.listdir(inner) == []

@@ -133,6 +133,7 @@ async def _serve(config: configuration.Config, engine: Engine, certificate: ssl.
     finally:
         for path in reversed(bound):
             path.unlink(missing_ok=True)  # a dead socket costs every docker command 15 s
+        api.close()
         await asyncio.gather(*(stop() for stop in stops))
         await upkeep.stop()
         has_ended = await verbs.stop(within_s=STOP_S)

@@ -211,7 +211,7 @@ class Commit:
     rows: tuple[Volume | Snapshot, ...]
     """As they are now, in the order of the changes."""
     held: tuple[Mount, ...]
-    """Mounts that are new or were counted anew."""
+    """Mounts that are new; one that is counted anew is none."""
     released: tuple[Mount, ...]
     """Mounts that are gone."""
 

@@ -317,7 +317,7 @@ class Store:
         """Return what a transaction changed, before the memory learns its mounts."""
         before = {mount.id: mount for volume_id in mounts for mount in self._mounts.get(volume_id, ())}
         after = {mount.id: mount for each in mounts.values() for mount in each}
-        held = tuple(mount for mount_id, mount in after.items() if before.get(mount_id) != mount)
+        held = tuple(mount for mount_id, mount in after.items() if mount_id not in before)
         released = tuple(mount for mount_id, mount in before.items() if mount_id not in after)
         return model.Commit(tuple(write.records), held, released)
 

@@ -16,6 +16,7 @@ from aiohttp import web
 from voldriverd.api.rancher import (
     apikeys,
     body,
+    events,
     filters,
     listing,
     places,
@@ -44,6 +45,7 @@ _NAMES: Final[Mapping[str, Kind[Any]]] = {
 }
 _HOST: Final = re.compile(r"[A-Za-z0-9._:\[\]-]{1,255}", re.ASCII)
 _READING: Final = frozenset({"GET", "HEAD"})
+_EVENTS: Final = schemas.EVENT.plural
 
 
 class Api:
@@ -52,6 +54,11 @@ class Api:
     def __init__(self, service: Service) -> None:
         """Serve the rows of a service."""
         self._service = service
+        self._events = events.Feed(service)
+
+    def close(self) -> None:
+        """End the answers that would go on for ever."""
+        self._events.close()
 
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
         """Answer one request; whatever happens, in JSON and with the URL of the schemas."""
@@ -88,6 +95,9 @@ class Api:
         if not parts or parts[0].lower() in {"schema", "schemas"}:
             _allow(request, _READING)
             return _respond(base, HTTPStatus.OK, _describe(base, version, parts[1:], is_schema=bool(parts)))
+        if [part.lower() for part in parts] == [_EVENTS]:
+            _allow(request, {"GET"})
+            return await self._events.stream(request, _schemas(base))
         kind = _NAMES.get(parts[0].lower())
         if kind is None:
             raise problems.not_found(f"there is no type {parts[0][:60]!r}; valid are {', '.join(sorted(_KINDS))}")
@@ -194,7 +204,7 @@ def _describe(base: str, version: str, parts: list[str], *, is_schema: bool) -> 
     shown = {
         "id": VERSION,
         "type": "apiVersion",
-        "links": {"self": base, "schemas": _schemas(base), **links},
+        "links": {"self": base, "schemas": _schemas(base), _EVENTS: f"{base}/{_EVENTS}", **links},
         "actions": {},
     }
     if version:

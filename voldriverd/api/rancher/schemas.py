@@ -214,6 +214,23 @@ ERROR: Final = Schema(
     },
 )
 
+EVENT: Final = Schema(
+    id="event",
+    resource_methods=(),
+    fields={
+        "id": Field("string"),
+        "time": Field("date", nullable=False),
+        "resourceType": Field("string", nullable=False),
+        "resourceId": Field("string", nullable=False),
+        "name": Field("string"),
+        "state": Field("string", nullable=False),
+        "cause": Field("string", nullable=False, description="the verb"),
+        "volumeId": Field("reference[volume]", description="the volume that it is about"),
+        "volumeName": Field("string"),
+        "holder": Field("string", description="of a mount"),
+    },
+)
+
 API_VERSION: Final = Schema(id="apiVersion", collection_methods=("GET",), fields={})
 
 INPUTS: Final = (
@@ -248,5 +265,5 @@ INPUTS: Final = (
 
 ALL: Final[Mapping[str, Schema]] = {
     each.id: each
-    for each in (API_KEY, API_VERSION, ERROR, HOST, MOUNT, SCHEMA, SNAPSHOT, STORAGE_POOL, VOLUME, *INPUTS)
+    for each in (API_KEY, API_VERSION, ERROR, EVENT, HOST, MOUNT, SCHEMA, SNAPSHOT, STORAGE_POOL, VOLUME, *INPUTS)
 }

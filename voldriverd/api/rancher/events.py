@@ -1,0 +1,251 @@
+"""`GET /v1/events`: what happens to volumes, snapshots and mounts, and to the health of pools, as server-sent events.
+
+    retry: 1000
+    id: 5f3a9c21-16
+
+    id: 5f3a9c21-17
+    data: {"id": "5f3a9c21-17", "type": "event", "time": "2026-11-21T19:44:03Z", "resourceType": "volume",
+           "resourceId": "1v5", "name": "db", "state": "inactive", "cause": "create", "volumeId": "1v5", ...}
+
+There is one event for each change of a volume or snapshot and for each mount that begins or ends, in the order of the
+commits, and one more for a volume that becomes active or inactive by that; `cause` is the verb. What befalls a volume
+in the trash befalls its snapshots, without events of their own. The form is that of the HTML standard (9.2, server-sent
+events), and the first lines of a stream tell where it begins: who is cut off before the first event misses nothing.
+
+- Who comes with `Last-Event-ID` gets what happened since then. Where that is not known any more (KEPT_MAX events or a
+  restart of the daemon lie between) the first event is a `gap`: read the lists again; from here on all is told.
+- Every KEEPALIVE_S seconds without an event there is a comment.
+- There is one queue, of KEPT_MAX events, for all readers, and none waits for another. Who is further behind is dropped:
+  the last event is `dropped`, says so and has an id to come back with, to which the answer is a `gap`. Who takes
+  nothing at all for STALL_S seconds can be told nothing, and is cut off.
+- Ids mean something to this daemon only. Streams end when the daemon stops.
+"""
+
+import asyncio
+import json
+import secrets
+import threading
+from collections import deque
+from collections.abc import Iterator
+from http import HTTPStatus
+from typing import Any, Final
+
+from aiohttp import web
+
+from voldriverd import model
+from voldriverd.api.rancher import ids, schemas, times
+from voldriverd.api.rancher.problems import Problem
+from voldriverd.api.rancher.schema import Schema
+from voldriverd.engine import pools
+from voldriverd.service import CAUSE, Service
+
+KEPT_MAX: Final = 10_000
+"""How many events are kept, in about 5 MB: a minute of 80 verbs a second."""
+KEEPALIVE_S: Final = 15.0
+"""Between two comments: half of what the most impatient proxies wait for."""
+STALL_S: Final = 30.0
+"""How long one piece of the stream may take to be taken."""
+READERS_MAX: Final = 64
+"""How many streams there may be at once; on TCP each takes one of the places of `api.tcp`."""
+RETRY_MS: Final = 1_000
+"""When a browser comes back that was cut off."""
+_BATCH: Final = 256
+"""How many events are written at once: 100 KB, so that a slow reader is met between two pieces."""
+
+_Event = dict[str, Any]
+
+
+class Feed:
+    """The last events, and who reads them."""
+
+    def __init__(
+        self,
+        service: Service,
+        *,
+        kept_max: int = KEPT_MAX,
+        keepalive_s: float = KEEPALIVE_S,
+        stall_s: float = STALL_S,
+    ) -> None:
+        """Watch the store and the pools of a service from now on."""
+        self._service = service
+        self._keepalive_s = keepalive_s
+        self._stall_s = stall_s
+        self._run = secrets.token_hex(4)
+        self._lock = threading.Lock()
+        self._kept: deque[_Event] = deque(maxlen=kept_max)
+        self._last = 0
+        """The number of the newest event."""
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._news = asyncio.Event()
+        self._is_waking = False
+        self._is_closed = False
+        self._readers: set[asyncio.Transport] = set()
+        service.store.watch(self._note_commit)
+        service.engine.pools.watch(self._note_pool)
+
+    def close(self) -> None:
+        """End all streams; those that are stuck at once."""
+        self._is_closed = True
+        self._wake()
+        for transport in self._readers:
+            if transport.get_write_buffer_size() > 0:
+                transport.abort()
+
+    async def stream(self, request: web.BaseRequest, schemas_url: str) -> web.StreamResponse:
+        """Answer with events until the client goes, is dropped, or the feed is closed."""
+        if len(self._readers) >= READERS_MAX:
+            message = f"cannot read events: {READERS_MAX} others do, and no more can"
+            raise Problem(HTTPStatus.SERVICE_UNAVAILABLE, message)
+        transport = request.transport
+        if transport is None:
+            raise ConnectionResetError("the client has gone")
+        headers = {"Content-Type": "text/event-stream", "Cache-Control": "no-store", "X-API-Schemas": schemas_url}
+        response = web.StreamResponse(headers=headers)
+        self._loop = asyncio.get_running_loop()
+        self._readers.add(transport)
+        try:
+            await response.prepare(request)
+            await self._pump(response, request.headers.get("Last-Event-ID"))
+        except TimeoutError:
+            transport.abort()
+        except ConnectionError:  # the client has gone, as every client does
+            pass
+        finally:
+            self._readers.discard(transport)
+        return response
+
+    async def _pump(self, response: web.StreamResponse, given: str | None) -> None:
+        position, is_gap = self._resume(given)
+        begin = f"retry: {RETRY_MS}\nid: {self._id(position)}\n\n"
+        gap = self._notice("gap", position, "events are missing here: read the lists again") if is_gap else ""
+        await self._write(response, begin + gap)
+        while not self._is_closed:
+            news = self._news
+            batch = self._take(position)
+            if batch is None:
+                text = f"this reader was more than {self._kept.maxlen} events behind, and is dropped"
+                await self._write(response, self._notice("dropped", position, text))
+                return
+            position += len(batch)
+            if batch:
+                await self._write(
+                    response, "".join(f"id: {each['id']}\ndata: {json.dumps(each)}\n\n" for each in batch)
+                )
+                continue
+            try:
+                async with asyncio.timeout(self._keepalive_s):
+                    await news.wait()
+            except TimeoutError:
+                await self._write(response, ":\n\n")
+
+    async def _write(self, response: web.StreamResponse, text: str) -> None:
+        async with asyncio.timeout(self._stall_s):
+            await response.write(text.encode())
+
+    def _resume(self, given: str | None) -> tuple[int, bool]:
+        """Return the number of the event after which to begin, and whether some before are missing."""
+        with self._lock:
+            if not given:
+                return self._last, False
+            known = range(self._last - len(self._kept), self._last + 1)
+            position = next((each for each in known if self._id(each) == given), None)
+            return (self._last, True) if position is None else (position, False)
+
+    def _take(self, position: int) -> list[_Event] | None:
+        """Return some of the events after a position; None if they are not kept any more."""
+        with self._lock:
+            begin = len(self._kept) - (self._last - position)
+            if begin < 0:
+                return None
+            return [self._kept[index] for index in range(begin, min(begin + _BATCH, len(self._kept)))]
+
+    def _id(self, number: int) -> str:
+        return f"{self._run}-{number}"
+
+    def _notice(self, name: str, position: int, message: str) -> str:
+        return f"event: {name}\nid: {self._id(position)}\ndata: {json.dumps({'type': name, 'message': message})}\n\n"
+
+    def _note_commit(self, commit: model.Commit) -> None:
+        self._add(_committed(self._service, commit))
+
+    def _note_pool(self, pool: pools.Pool) -> None:
+        self._add([_pool(self._service, pool)])
+
+    def _add(self, happened: Iterator[_Event] | list[_Event]) -> None:
+        with self._lock:
+            for event in happened:
+                self._last += 1
+                self._kept.append({"id": self._id(self._last), **event})
+            must_wake = bool(self._readers) and not self._is_waking
+            self._is_waking |= must_wake
+        if must_wake and self._loop is not None:
+            self._loop.call_soon_threadsafe(self._wake)
+
+    def _wake(self) -> None:
+        with self._lock:
+            self._is_waking = False
+            news, self._news = self._news, asyncio.Event()
+        news.set()
+
+
+def _committed(service: Service, commit: model.Commit) -> Iterator[_Event]:
+    """Yield the events of a commit; called by who commits, so that the store's memory is as the commit left it."""
+    for row in commit.rows:
+        yield _volume(service, row) if isinstance(row, model.Volume) else _snapshot(service, row)
+    for mount in commit.held:
+        yield _mount(service, mount, "active")
+    for mount in commit.released:
+        yield _mount(service, mount, "removed")
+    told = {row.id for row in commit.rows if isinstance(row, model.Volume)}
+    for volume_id in sorted({mount.volume_id for mount in (*commit.held, *commit.released)} - told):
+        volume, begun = (
+            service.store.volume(volume_id),
+            [mount for mount in commit.held if mount.volume_id == volume_id],
+        )
+        has_turned = len(service.store.mounts(volume_id)) == len(begun)  # nobody else holds it, or nobody at all
+        if volume is not None and has_turned:
+            yield _volume(service, volume)
+
+
+def _volume(service: Service, volume: model.Volume) -> _Event:
+    state = model.shown_state(volume, is_mounted=bool(service.store.mounts(volume.id)))
+    return _event(service, schemas.VOLUME, volume.id, volume.name, state, volume=volume)
+
+
+def _snapshot(service: Service, snapshot: model.Snapshot) -> _Event:
+    volume = service.store.volume(snapshot.volume_id)
+    return _event(service, schemas.SNAPSHOT, snapshot.id, snapshot.name, snapshot.state.value, volume=volume)
+
+
+def _mount(service: Service, mount: model.Mount, state: str) -> _Event:
+    volume = service.store.volume(mount.volume_id)
+    return _event(service, schemas.MOUNT, mount.id, None, state, volume=volume, holder=mount.holder)
+
+
+def _pool(service: Service, pool: pools.Pool) -> _Event:
+    state = "active" if pool.health is model.Health.AVAILABLE else "inactive"
+    return _event(service, schemas.STORAGE_POOL, pool.row.id, pool.row.name, state)
+
+
+def _event(
+    service: Service,
+    schema: Schema,
+    number: int,
+    name: str | None,
+    state: str,
+    *,
+    volume: model.Volume | None = None,
+    holder: str | None = None,
+) -> _Event:
+    return {
+        "type": "event",
+        **times.shown(time=service.engine.now()),
+        "resourceType": schema.id,
+        "resourceId": ids.show(schema, number),
+        "name": name,
+        "state": state,
+        "cause": CAUSE.get().partition("-")[0],
+        "volumeId": None if volume is None else ids.show(schemas.VOLUME, volume.id),
+        "volumeName": None if volume is None else volume.name,
+        "holder": holder,
+    }

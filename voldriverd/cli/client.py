@@ -15,7 +15,7 @@ from voldriverd.cli.connection import Connection, place_of
 from voldriverd.cli.session import Session
 from voldriverd.errors import Error
 
-_GROUPS: Final = ("apikey", "info", "pool", "snapshot", "trash", "volume")
+_GROUPS: Final = ("apikey", "events", "info", "pool", "snapshot", "trash", "volume")
 
 
 class _Program(click.Group):

@@ -116,10 +116,10 @@ class Connection:
             query["marker"] = f"m{len(found)}"
 
     @contextmanager
-    def stream(self, where: str, **query: str) -> Iterator["Streamed"]:
+    def stream(self, where: str, *, headers: Mapping[str, str] | None = None, **query: str) -> Iterator["Streamed"]:
         """Give a long answer to read."""
         text = urlencode(query, errors="surrogateescape")
-        response = self._send("GET", f"{where}?{text}" if text else where)
+        response = self._send("GET", f"{where}?{text}" if text else where, headers=headers)
         try:
             if response.headers.get_content_type() == "application/json":
                 self._parse(response)
@@ -130,10 +130,17 @@ class Connection:
     def _call(self, method: str, path: str, fields: Mapping[str, Any] | None = None) -> Resource:
         return self._parse(self._send(method, path, fields))
 
-    def _send(self, method: str, path: str, fields: Mapping[str, Any] | None = None) -> http.client.HTTPResponse:
+    def _send(
+        self,
+        method: str,
+        path: str,
+        fields: Mapping[str, Any] | None = None,
+        *,
+        headers: Mapping[str, str] | None = None,
+    ) -> http.client.HTTPResponse:
         content = None if fields is None else json.dumps(fields).encode()
         try:
-            self._http.request(method, f"{self._base}/{path}", content, self._headers)
+            self._http.request(method, f"{self._base}/{path}", content, {**self._headers, **(headers or {})})
             return self._http.getresponse()
         except TimeoutError as err:
             self.close()

@@ -99,6 +99,10 @@ def test_open_leaves_other_names_alone(driver: Btrfs) -> None:
     assert driver.trees() == {"v1.1"}
 
 
+def test_only_root_can_look_at_the_trees(driver: Btrfs) -> None:
+    assert trees_of(driver).stat().st_mode & 0o7777 == 0o700
+
+
 @pytest.mark.parametrize("mode", ["simple", "full"])
 def test_open_turns_the_configured_quotas_on(make: Make, mode: str) -> None:
     driver = make(mode)
@@ -406,6 +410,17 @@ def test_a_clone_that_fails_half_way_leaves_nothing(driver: Btrfs, monkeypatch: 
 def test_a_tree_whose_root_directory_is_immutable_is_removed(driver: Btrfs, flag: int, *, read_only: bool) -> None:
     driver.create(Key("v1.1"), _PLAIN)
     set_flag(path_of(driver, "v1.1"), flag)
+    driver.clone(Key("v1.1"), Key("s1"), read_only=read_only)
+    driver.remove(Key("s1"))
+    driver.remove(Key("v1.1"))
+    assert os.listdir(trees_of(driver)) == []
+
+
+@pytest.mark.parametrize("read_only", [False, True])
+def test_a_tree_with_nested_subvolumes_whose_root_directory_is_immutable_is_removed(
+    driver: Btrfs, *, read_only: bool
+) -> None:
+    set_flag(_nest(driver, "v1.1"), fs.FS_IMMUTABLE_FL)
     driver.clone(Key("v1.1"), Key("s1"), read_only=read_only)
     driver.remove(Key("s1"))
     driver.remove(Key("v1.1"))

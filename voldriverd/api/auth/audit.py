@@ -124,7 +124,7 @@ def _answered(response: web.StreamResponse | None) -> object:
         return None
     try:
         found = json.loads(response.body)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     is_error = isinstance(found, dict) and found.get("type") == "error"
     return {"message": found["message"]} if is_error else found

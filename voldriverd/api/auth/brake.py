@@ -5,6 +5,7 @@ once, wherever it comes from and whatever others did there. All in all 32 tries 
 """
 
 import ipaddress
+import math
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -74,5 +75,5 @@ def source(address: str) -> str:
 
 
 def _delay_s(weight: float) -> float:
-    steps = int(weight) - FREE - 1
+    steps = math.ceil(weight) - FREE - 1
     return 0.0 if steps < 0 else min(LONGEST_S, FIRST_S * 2.0 ** min(steps, 10))

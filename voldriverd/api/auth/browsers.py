@@ -53,7 +53,7 @@ def check_origin(request: web.BaseRequest, *, is_change: bool, is_loopback: bool
 async def check_token(request: web.BaseRequest) -> None:
     """Refuse a change that does not repeat the cookie, if there is one. Raises Problem (403). Needs the body read."""
     cookie = request.cookies.get(COOKIE)
-    if cookie is None:
+    if not cookie:
         return
     given = request.headers.get(HEADER) or request.query.get(COOKIE) or _form_token(await request.read())
     if not hmac.compare_digest(os.fsencode(given), os.fsencode(cookie)):  # aiohttp decodes headers as os.fsdecode does
@@ -72,7 +72,7 @@ def token(request: web.BaseRequest) -> str:
 
 def hand_token(request: web.BaseRequest, response: web.StreamResponse) -> None:
     """Set the cookie where it is missing; scripts of our pages read it, so it is not HttpOnly."""
-    if COOKIE not in request.cookies and not response.prepared:
+    if not request.cookies.get(COOKIE) and not response.prepared:
         response.set_cookie(COOKIE, token(request), path="/", samesite="Lax", secure=request.scheme == "https")
 
 

@@ -57,14 +57,14 @@ def create(
     engine.store.commit(begin)
     if begun is not None:
         begun(snapshot)
+    created = replace(snapshot, state=SnapshotState.CREATED)
     try:
         with failures.told_as(what):
             driver.clone(volume.tree, tree.key, read_only=True)
+        engine.store.commit(lambda write: write.put_snapshot(created), is_vital=True)
     except Error:
         _forget(engine, volume, snapshot)
         raise
-    created = replace(snapshot, state=SnapshotState.CREATED)
-    engine.store.commit(lambda write: write.put_snapshot(created))
     return created
 
 
@@ -130,22 +130,22 @@ def displace(
     engine.store.commit(begin)
     if begun is not None:
         begun((going, kept))
-    try:
-        with failures.told_as(f"cannot {verb} volume {volume.name}"):
-            driver.clone(volume.tree, added[0].key, read_only=True)
-            volumes.clone(driver, source, key, size_bytes=size_bytes)
-    except Error:
-        resting = replace(going, state=VolumeState.INACTIVE)
-        engine.store.commit(lambda write: write.put_volume(resting), is_vital=True)
-        trees.discard(engine, volume.pool_id, *(tree.key for tree in added))
-        raise
     moved = replace(going, state=VolumeState.INACTIVE, key=key, size_bytes=size_bytes)
 
     def move(write: Write) -> None:
         write.put_volume(moved)
         write.put_snapshot(kept)
 
-    engine.store.commit(move)
+    try:
+        with failures.told_as(f"cannot {verb} volume {volume.name}"):
+            driver.clone(volume.tree, added[0].key, read_only=True)
+            volumes.clone(driver, source, key, size_bytes=size_bytes)
+        engine.store.commit(move, is_vital=True)
+    except Error:
+        resting = replace(going, state=VolumeState.INACTIVE)
+        engine.store.commit(lambda write: write.put_volume(resting), is_vital=True)
+        trees.discard(engine, volume.pool_id, *(tree.key for tree in added))
+        raise
     trees.discard(engine, volume.pool_id, volume.tree)
     return moved, kept
 

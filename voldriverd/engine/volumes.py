@@ -63,10 +63,10 @@ def finish_create(engine: Engine, plan: creation.Plan, driver: Driver) -> model.
                 driver.create(tree.key, tree.options)
             else:
                 clone(driver, tree.source, tree.key, size_bytes=volume.size_bytes)
+        engine.store.commit(lambda write: write.put_volume(ready), is_vital=True)
     except Error:
         _forget(engine, volume, tree)
         raise
-    engine.store.commit(lambda write: write.put_volume(ready))
     return ready
 
 
@@ -98,10 +98,10 @@ def resize(
     try:
         with failures.told_as(what):
             driver.resize(volume.tree, size_bytes)
+        engine.store.commit(lambda write: write.put_volume(settled), is_vital=True)
     except Error:
         engine.store.commit(lambda write: write.put_volume(volume), is_vital=True)
         raise
-    engine.store.commit(lambda write: write.put_volume(settled))
     return settled
 
 

@@ -417,11 +417,12 @@ def test_a_tree_whose_root_directory_is_immutable_is_removed(driver: Btrfs, flag
 
 
 @pytest.mark.parametrize("read_only", [False, True])
-def test_a_tree_with_nested_subvolumes_whose_root_directory_is_immutable_is_removed(
+def test_a_tree_with_nested_subvolumes_whose_root_directory_is_immutable_is_cloned_and_removed(
     driver: Btrfs, *, read_only: bool
 ) -> None:
     set_flag(_nest(driver, "v1.1"), fs.FS_IMMUTABLE_FL)
     driver.clone(Key("v1.1"), Key("s1"), read_only=read_only)
+    _assert_whole(path_of(driver, "s1"), read_only=read_only)
     driver.remove(Key("s1"))
     driver.remove(Key("v1.1"))
     assert os.listdir(trees_of(driver)) == []

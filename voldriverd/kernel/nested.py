@@ -23,8 +23,9 @@ def snapshot(
 ) -> None:
     """Snapshot a subvolume and then those nested in it, parents first, each as read-only as it was.
 
-    For a name that nobody can open yet: the copy is writable until the last one is in its place. A failure
-    or a crash leaves it incomplete. Raises OSError.
+    For a name that nobody can open yet: the copy is writable until the last one is in its place, and its root
+    directory is neither immutable nor append-only even if the source's is, so that it can be renamed. A failure or a
+    crash leaves it incomplete. Raises OSError.
     """
     btrfs.snapshot(source_fd, directory_fd, name, read_only=False, limit=limit)
     with btrfs.opened(name, directory_fd=directory_fd) as copy_fd:
@@ -38,6 +39,7 @@ def snapshot(
         for copy_id in frozen:
             with btrfs.opened_inode(copy_fd, copy_id) as fd:
                 btrfs.set_read_only(fd, read_only=True)
+        unlock(copy_fd)
         if read_only:
             btrfs.set_read_only(copy_fd, read_only=True)
 

@@ -61,6 +61,8 @@ def _messages(connection: Connection) -> Iterator[_Message]:
             if not last_id or (lost_s and time.monotonic() - lost_s > RETRY_S):
                 raise
             cause = str(err)
+        if not last_id:
+            raise Unusable("cannot understand its answer: it is no stream of events; is it voldriverd?")
         if not lost_s:
             lost_s = time.monotonic()
             show.note(f"voldriver: no events come, trying again: {cause}")

@@ -146,6 +146,18 @@ def test_odd_names_are_read_back_as_they_are(tmp_path: Path, name: str) -> None:
         mount.unmount(place)
 
 
+@pytest.mark.parametrize("name", ["plain", "a b", "new\nline", "back\\slash", "#"])
+def test_a_directory_with_an_odd_name_is_found_elsewhere(tmp_path: Path, name: str) -> None:
+    _mount_new(tmp_path / "fs")
+    for place in (tmp_path / "fs" / name / "in it", tmp_path / "fs" / f"{name}er", tmp_path / "a", tmp_path / "b"):
+        place.mkdir(parents=True)
+    mount.bind(tmp_path / "fs" / name / "in it", tmp_path / "a", read_only=False)
+    mount.bind(tmp_path / "fs" / f"{name}er", tmp_path / "b", read_only=False)
+    found = mount.elsewhere(*mount.location(tmp_path / "fs" / name), own=tmp_path / "own")
+    assert [entry.mount_point for _, entry in found] == [str(tmp_path / "a")]
+    unmount_under(tmp_path)
+
+
 def test_the_location_of_a_directory_is_its_path_inside_the_file_system(tmp_path: Path) -> None:
     device = _mount_new(tmp_path / "fs")
     (tmp_path / "fs" / "a" / "b").mkdir(parents=True)

@@ -24,6 +24,8 @@ _libc.umount2.argtypes = (ctypes.c_char_p, ctypes.c_int)
 _DELETED = "//deleted"
 _NLINK_OF_ONE_THREAD: Final = 3
 """fs/proc/base.c, proc_task_getattr: the link count of /proc/PID/task is 2 and the number of threads."""
+_ESCAPED: Final = frozenset(" \t\n\\#")
+"""Written as \\ooo in mountinfo (fs/proc_namespace.c)."""
 _TAGS: Final = frozenset({"shared", "master"})
 
 
@@ -80,16 +82,14 @@ def unmount(target: Path) -> None:
         raise OSError(number, os.strerror(number), str(target))
 
 
-def table(pid: int | None = None, *, device: str = "") -> list[Entry]:
-    """Return the mounts of a process's (or thread's) namespace, ours if None; those of one device, if it is given.
+def table(pid: int | None = None, *, device: str = "", inside: str = "") -> list[Entry]:
+    """Return the mounts of a process's (or thread's) namespace, ours if None; raises OSError if it has gone.
 
-    Raises OSError if the process has gone.
+    With a device and a directory inside it: at least those that show it or something below it, few others.
     """
-    path = f"/proc/{pid or 'self'}/mountinfo"
-    wanted = f" {device} " if device else ""
-    with open(path, encoding="utf-8", errors="surrogateescape", newline="\n") as file:  # a name may hold a bare \r
-        entries = (_parse(line) for line in file if wanted in line)  # most lines are not worth their parsing
-        return [entry for entry in entries if device in {"", entry.device}]
+    # Parsing takes most of the time: 2,000 mounts, all of them 13 ms, a filtered few 3.7 ms.
+    wanted = f" {device} {inside}" if device and not _ESCAPED.intersection(inside) else ""
+    return [_parse(line) for line in _lines(pid) if wanted in line]
 
 
 def at(path: Path) -> Entry | None:
@@ -109,9 +109,9 @@ def containing(path: Path) -> Entry:
     finally:
         os.close(fd)
     mount_id = int(next(line.split()[1] for line in info.splitlines() if line.startswith("mnt_id:")))
-    for entry in table():
-        if entry.mount_id == mount_id:
-            return entry
+    for line in _lines(None):
+        if line.startswith(f"{mount_id} "):
+            return _parse(line)
     message = "its mount is in no mount table"
     raise OSError(2, message, str(path))
 
@@ -124,8 +124,8 @@ def location(path: Path) -> tuple[str, str]:
     return entry.device, os.path.normpath(os.path.join(entry.root, inside))
 
 
-def everywhere(*, device: str = "") -> Iterator[tuple[int, Entry]]:
-    """Yield (pid, entry) for all mounts of all mount namespaces, each mount once, ours first; of one device if given.
+def everywhere(*, device: str = "", inside: str = "") -> Iterator[tuple[int, Entry]]:
+    """Yield (pid, entry) for all mounts of all mount namespaces, each mount once, ours first; limited as in `table`.
 
     The pid is one process of that namespace; a single thread may have one of its own. Mounts outside the root
     directory of all processes of their namespace are not seen, nor a namespace that only a bind mount or a
@@ -138,7 +138,7 @@ def everywhere(*, device: str = "") -> Iterator[tuple[int, Entry]]:
             view = os.readlink(f"/proc/{task}/ns/mnt"), os.readlink(f"/proc/{task}/root")
             if view in views:
                 continue
-            entries = table(task, device=device)
+            entries = table(task, device=device, inside=inside)
         except OSError:  # it ended between the listing and the look: it holds nothing any more
             continue
         views.add(view)
@@ -170,7 +170,7 @@ def elsewhere(device: str, inside: str, *, own: Path) -> list[tuple[int, Entry]]
     Copies of ours that propagation made (every service of systemd with PrivateTmp has them) are ours
     too: they go when it goes. A private copy stays, so it counts.
     """
-    shown = [(pid, entry) for pid, entry in everywhere(device=device) if covers(entry, device, inside)]
+    shown = [(pid, entry) for pid, entry in everywhere(device=device, inside=inside) if covers(entry, device, inside)]
     at_own = [(pid, entry) for pid, entry in shown if entry.mount_point == str(own)]
     ours = {entry for pid, entry in at_own if pid == os.getpid()}
     found = -1
@@ -194,6 +194,11 @@ def covers(entry: Entry, device: str, inside: str) -> bool:
     """Tell whether a mount shows the directory `inside` of a device, or something below it."""
     root = entry.root.removesuffix(_DELETED)
     return entry.device == device and (root == inside or root.startswith(inside.rstrip("/") + "/"))
+
+
+def _lines(pid: int | None) -> Iterator[str]:
+    with open(f"/proc/{pid or 'self'}/mountinfo", encoding="utf-8", errors="surrogateescape", newline="\n") as file:
+        yield from file  # a name may hold a bare \r
 
 
 def _parse(line: str) -> Entry:

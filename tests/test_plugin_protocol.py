@@ -448,7 +448,7 @@ def test_r2_a_bug_in_get_is_no_answer_rather_than_an_error(
     def fail(*_: object) -> dict[str, Any]:
         raise ZeroDivisionError
 
-    monkeypatch.setattr(docker.Plugin, "_status", fail)
+    monkeypatch.setattr(docker, "_status", fail)
 
     async def get(service: Service) -> None:
         runner = web.ServerRunner(web.Server(docker.Plugin(service).handle))

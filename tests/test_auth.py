@@ -347,6 +347,18 @@ def test_no_header_breaks_the_reading_of_credentials(header: str) -> None:
     auth._decode(f"Basic {header}")
 
 
+def test_requests_without_a_key_are_answered_one_after_the_other(engine: Engine) -> None:
+    count = 100
+
+    async def work(service: Service) -> None:
+        door = auth.Basic(service, trust=lambda _: None)
+        begun_s = time.monotonic()
+        await asyncio.gather(*(door.identify(request("GET", "/")) for _ in range(count)))
+        assert time.monotonic() - begun_s >= count * auth.STRANGER_S
+
+    with_service(engine, work)
+
+
 @pytest.mark.parametrize("method", ["GET", "HEAD"])
 @pytest.mark.parametrize("path", ["/v1", "/v1?_method=GET", "/v1?_method=head", "/v1/volumes/1v1?action=remove"])
 def test_reading_is_no_change(method: str, path: str) -> None:

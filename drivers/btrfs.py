@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import Final
 
 from drivers import binding, difference
-from voldriverd.driver import Capability, Change, Key, TreeOptions, Usage, User
+from voldriverd.driver import RECLAIM_S, Capability, Change, Key, TreeOptions, Usage, User
 from voldriverd.errors import Exists, InUse, Invalid, NotFound, Unsupported, Unusable
 from voldriverd.kernel import btrfs, fs, mount, nested, qgroup, send
 from voldriverd.kernel.qgroup import Mode
@@ -203,6 +203,11 @@ class Btrfs:
     def sync(self) -> None:
         """Commit if a tree was made or removed since the last commit; callers at the same time share one."""
         fs.sync_directory(self._trees)
+
+    def reclaim(self) -> bool:
+        """Wake the cleaner and wait for it."""
+        with btrfs.opened(self._trees) as trees:
+            return btrfs.reclaim(trees, timeout_s=RECLAIM_S)
 
     @contextmanager
     def _tree(self, verb: str, key: Key) -> Iterator[int]:

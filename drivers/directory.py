@@ -151,6 +151,11 @@ class Directory:
     def sync(self) -> None:
         """Do nothing: every creation and removal was durable when its call returned."""
 
+    def reclaim(self) -> bool:
+        """Write out the pool's file system, for btrfs gives nothing back before a commit."""
+        fs.sync_file_system(self._trees)
+        return True
+
     def _files(self, key: Key) -> Path:
         return self._trees / key / _FILES
 

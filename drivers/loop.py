@@ -165,7 +165,7 @@ class Loop:
         path = self._trees / key
         target = self._mounts / key
         if target.is_mount():
-            fs.sync_file_system(target)
+            _flush_what_can_be(target)
         binding.detach(key, target, lambda: self.users(key))
         if path.exists() and loop.attached(path) and not self.users(key):
             loop.wait_cleared(path, timeout_s=_CLEAR_TIMEOUT_S)
@@ -230,6 +230,11 @@ class Loop:
     def sync(self) -> None:
         """Write out the pool's file system."""
         fs.sync_file_system(self._trees)
+
+    def reclaim(self) -> bool:
+        """Write out the pool's file system, for btrfs gives nothing back before a commit."""
+        fs.sync_file_system(self._trees)
+        return True
 
     def _existing(self, key: Key, verb: str) -> Path:
         path = self._trees / key
@@ -347,6 +352,15 @@ class Loop:
             fs.set_flags(fd, flags | fs.FS_NOCOW_FL)
         finally:
             os.close(fd)
+
+
+def _flush_what_can_be(target: Path) -> None:
+    """Write out a file system, unless it failed before (its pool is full, its disk dies): who wrote was told then."""
+    try:
+        fs.sync_file_system(target)
+    except OSError as err:
+        if err.errno not in {errno.EIO, errno.ENOSPC, errno.EROFS}:
+            raise
 
 
 def _missing(fs_type: str) -> str | None:

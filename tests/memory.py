@@ -116,6 +116,9 @@ class Memory:
             mark.unlink()
         self._switch.step("after sync")
 
+    def reclaim(self) -> bool:
+        return self._inner.reclaim()
+
     def _tree(self, key: Key) -> Path:
         return self._root / "trees" / key
 

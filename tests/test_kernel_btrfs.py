@@ -13,6 +13,7 @@ from voldriverd.kernel import btrfs, fs, ioctl, qgroup, send
 # As strace(1) and <linux/btrfs.h> have them on 64-bit: direction, size, magic 0x94, number.
 _NUMBERS: Final = {
     btrfs.BTRFS_IOC_RESIZE: 0x50009403,
+    btrfs.BTRFS_IOC_SYNC: 0x9408,
     btrfs.BTRFS_IOC_SNAP_DESTROY: 0x5000940F,
     btrfs.BTRFS_IOC_TREE_SEARCH: 0xD0009411,
     btrfs.BTRFS_IOC_INO_LOOKUP: 0xD0009412,

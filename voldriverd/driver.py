@@ -12,9 +12,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Flag, StrEnum, auto
 from pathlib import Path
-from typing import NewType, Protocol
+from typing import Final, NewType, Protocol
 
 Key = NewType("Key", str)
+
+RECLAIM_S: Final = 20.0
+"""How long `reclaim` may take: a Docker call that waits for it is given up after 60 s."""
 
 
 class Capability(Flag):
@@ -176,4 +179,8 @@ class Driver(Protocol):
 
     def sync(self) -> None:
         """Return when every creation and removal so far in this pool survives power loss."""
+        ...
+
+    def reclaim(self) -> bool:
+        """Return when the space of all trees removed so far is free; False if that takes more than RECLAIM_S."""
         ...

@@ -547,9 +547,9 @@ class Service:
     async def relieve(self, pool_id: model.PoolId) -> None:
         """Destroy trashed volumes of a pool in order until the reserve is free again (D4)."""
         pool = self.engine.pools.get(pool_id)
-        for volume in await self.in_thread(space.trash_in_order, self.engine, pool):
-            if not await self.in_thread(space.is_short, self.engine, pool):
-                return
+        trashed = await self.in_thread(space.trash_in_order, self.engine, pool)
+        while await self.in_thread(space.lacks_space, self.engine, pool, is_long=True) and trashed:
+            volume = trashed.pop(0)
             _log.warning("verb=relieve pool=%s volume=%s result=destroyed for space", pool.row.name, volume.name)
             await self.expire(volume.id)
 

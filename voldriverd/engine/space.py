@@ -4,7 +4,7 @@ import logging
 from pathlib import Path
 
 from voldriverd import model, names
-from voldriverd.engine import pools, trees
+from voldriverd.engine import failures, pools, trees
 from voldriverd.engine.context import Engine
 from voldriverd.errors import Error, Unusable
 from voldriverd.kernel import fs
@@ -37,6 +37,17 @@ def is_short(engine: Engine, pool: pools.Pool) -> bool:
     """Tell whether less than the reserve is free."""
     total, free = fs.capacity(Path(pool.row.path))
     return free < total * engine.limits.reserve
+
+
+def lacks_space(engine: Engine, pool: pools.Pool) -> bool:
+    """Tell whether less than the reserve will be free once what was removed is given back; waits for that.
+
+    False also if it takes too long: nobody's trash shall go because a file system is slow.
+    """
+    if is_short(engine, pool):
+        collect_now(engine, pool)
+    with failures.told_as(f"cannot look for space in pool {pool.row.name}"):
+        return is_short(engine, pool) and engine.pools.driver(pool.row.id).reclaim() and is_short(engine, pool)
 
 
 def capacity(pool: pools.Pool) -> tuple[int, int]:

@@ -4,7 +4,7 @@ import logging
 import threading
 from collections import defaultdict
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from voldriverd import model
 from voldriverd.driver import Driver, Key
@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from voldriverd.engine.context import Engine
 
 _log = logging.getLogger(__name__)
+
+COLLECT_WAIT_S: Final = 5.0
+"""A directory of millions of files takes minutes to remove; nobody else's verb shall wait for it."""
 
 
 class Garbage:
@@ -27,6 +30,7 @@ class Garbage:
         self._lock = threading.Lock()
         self._waiting: dict[model.PoolId, set[Key]] = defaultdict(set)
         self._removed: dict[model.PoolId, set[Key]] = defaultdict(set)
+        self._collecting: dict[model.PoolId, threading.Lock] = {}
         self.wake: threading.Event = threading.Event()
         """Set when there is something new for the worker."""
 
@@ -40,6 +44,11 @@ class Garbage:
         """Return the trees of a pool that are still to be removed."""
         with self._lock:
             return set(self._waiting[pool_id])
+
+    def collecting(self, pool_id: model.PoolId) -> threading.Lock:
+        """Return what is held while the trees of a pool are removed: no driver is asked twice at once for one key."""
+        with self._lock:
+            return self._collecting.setdefault(pool_id, threading.Lock())
 
     def note_removed(self, pool_id: model.PoolId, key: Key) -> None:
         """Move a key on: its tree is gone, unless power is lost before the next sync."""
@@ -61,8 +70,19 @@ def discard(engine: "Engine", pool_id: model.PoolId, *keys: Key) -> None:
 def collect(engine: "Engine", pool_id: model.PoolId) -> int:
     """Remove the waiting trees of a pool, then drop their rows after one sync; return how many rows went.
 
-    A tree that is still mounted somewhere, or whose removal fails, waits for the next time.
+    A tree that is still mounted somewhere, or whose removal fails, waits for the next time; so do all of them if
+    another thread removes trees of the pool for more than COLLECT_WAIT_S.
     """
+    collecting = engine.garbage.collecting(pool_id)
+    if not collecting.acquire(timeout=COLLECT_WAIT_S):
+        return 0
+    try:
+        return _collect(engine, pool_id)
+    finally:
+        collecting.release()
+
+
+def _collect(engine: "Engine", pool_id: model.PoolId) -> int:
     driver = engine.pools.driver(pool_id)
     for key in sorted(engine.garbage.waiting(pool_id)):
         if _is_removed(driver, key):

@@ -5,6 +5,7 @@ from typing import Final
 
 from voldriverd import model
 from voldriverd.driver import Capability, Driver, Key, User
+from voldriverd.engine import failures
 from voldriverd.engine.context import Engine
 from voldriverd.errors import InUse, NotFound, Unsupported
 from voldriverd.kernel import process
@@ -95,7 +96,8 @@ def _is_starting(engine: Engine, mount: model.Mount) -> bool:
 
 def _detach(engine: Engine, driver: Driver, key: Key, what: str) -> None:
     try:
-        driver.detach(key)
+        with failures.told_as(what):
+            driver.detach(key)
     except InUse as err:
         openers = process.openers(engine.mounts / key)
         who = ", ".join(f"{process.shown(pid, name)} in {path}" for pid, name, path in openers[:_NAMED_MAX])

@@ -8,6 +8,7 @@ by `nested`; quota groups are in `qgroup`, the difference of two snapshots in `s
 import ctypes
 import os
 import struct
+import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,6 +27,8 @@ BTRFS_QGROUP_INHERIT_SET_LIMITS: Final = 1 << 0
 """linux/btrfs.h"""
 
 _ROOT_TREE_OBJECTID: Final = 1
+_ORPHAN_OBJECTID: Final = 2**64 - 5
+_ORPHAN_ITEM_KEY: Final = 48
 _ROOT_ITEM_KEY: Final = 132
 _ROOT_REF_KEY: Final = 156
 """linux/btrfs_tree.h: BTRFS_ROOT_TREE_OBJECTID and its like"""
@@ -33,6 +36,8 @@ _ROOT_REF_KEY: Final = 156
 _FILEID_BTRFS_WITHOUT_PARENT: Final = 0x4D
 """linux/exportfs.h, fs/btrfs/export.h"""
 
+_CLEANING_S: Final = 0.01
+"""Between two looks at what the cleaner has done; it cleaned 1.5 GiB in 3 ms (6.18, VM)."""
 _MAX_U64: Final = (1 << 64) - 1
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -132,6 +137,7 @@ class _FileHandle(ctypes.Structure):
 
 
 BTRFS_IOC_RESIZE: Final = ioctl.iow(0x94, 3, ctypes.sizeof(_VolArgs))
+BTRFS_IOC_SYNC: Final = ioctl.io(0x94, 8)
 BTRFS_IOC_SNAP_DESTROY: Final = ioctl.iow(0x94, 15, ctypes.sizeof(_VolArgs))
 BTRFS_IOC_TREE_SEARCH: Final = ioctl.iowr(0x94, 17, ctypes.sizeof(SearchArgs))
 BTRFS_IOC_INO_LOOKUP: Final = ioctl.iowr(0x94, 18, ctypes.sizeof(_InoLookupArgs))
@@ -297,6 +303,23 @@ def commit(directory_fd: int, name: str) -> None:
     create(directory_fd, name)
     destroy(directory_fd, name)
     os.fsync(directory_fd)
+
+
+def reclaim(fd: int, *, timeout_s: float) -> bool:
+    """Have what was deleted so far cleaned now and its space given back; False if that takes longer. Raises OSError.
+
+    Left alone the cleaner comes every 30 s; BTRFS_IOC_SYNC wakes it (fs/btrfs/ioctl.c, 6.18), at the price of
+    writing out the file system. What it frees may be used after the commit that follows.
+    """
+    deadline_s = time.monotonic() + timeout_s
+    ioctl.call(fd, BTRFS_IOC_SYNC)
+    orphans = {tree_id for tree_id, _ in search(fd, _ROOT_TREE_OBJECTID, _ORPHAN_OBJECTID, _ORPHAN_ITEM_KEY)}
+    while any(exists(fd, tree_id) for tree_id in orphans):
+        if time.monotonic() > deadline_s:
+            return False
+        time.sleep(_CLEANING_S)
+    ioctl.call(fd, BTRFS_IOC_SYNC)
+    return True
 
 
 def resize(fd: int, size: str) -> None:

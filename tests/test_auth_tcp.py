@@ -190,8 +190,10 @@ def test_a_read_only_key_changes_nothing_and_the_try_is_written_down(
     assert lines == [(f"key:{reader[0]}:reader", path.partition("?_")[0], "403") for path in paths(method)]
 
 
-def everything(daemon: Running) -> list[object]:
-    return [daemon.api("GET", f"/v1/{path}").body["data"] for path in ("volumes", "snapshots", "apikeys", "mounts")]
+def everything(daemon: Running) -> list[dict[str, object]]:
+    """Return all rows but for what a volume uses, which btrfs knows when it has written it down."""
+    lists = [daemon.api("GET", f"/v1/{path}").body["data"] for path in ("volumes", "snapshots", "apikeys", "mounts")]
+    return [row | {"usedBytes": None} for rows in lists for row in rows]
 
 
 @pytest.mark.parametrize("path", ["/v1/volumes", "/v1/volumes/1v1", "/v1/snapshots/1s1", "/v1/apikeys", "/v1/schemas"])

@@ -132,6 +132,7 @@ class Btrfs:
             if not _is_subvolume(self._trees / key):
                 raise Unusable(f"cannot remove tree {key}: what lies under its name is no subvolume")
             binding.check_unused(key, self._trees / key, self._mounts / key)
+            binding.remove_point(self._mounts / key)
             try:
                 btrfs.destroy(trees, key)
             except OSError as err:
@@ -147,7 +148,7 @@ class Btrfs:
 
     def detach(self, key: Key) -> None:
         """Unmount; what is dirty is left to the file system."""
-        binding.detach(key, self._mounts / key, lambda: self.users(key))
+        binding.detach(key, self._mounts / key)
 
     def resize(self, key: Key, size_bytes: int) -> None:
         """Change the limit, from now on; committed when this returns."""

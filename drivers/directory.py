@@ -108,6 +108,7 @@ class Directory:
         """Take the tree away at once, then remove its files, and whatever a crash left of others."""
         if (self._trees / key).exists():
             self._check_unused(key)
+            binding.remove_point(self._mounts / key)
             tree.vanish(self._trees / f"{_GONE}{key}")
             fs.rename_durably(self._trees / key, self._trees / f"{_GONE}{key}")
         tree.vanish(self._trees / f"{_GONE}{key}")
@@ -123,7 +124,7 @@ class Directory:
 
     def detach(self, key: Key) -> None:
         """Unmount; what is dirty is left to the file system, which stays mounted."""
-        binding.detach(key, self._mounts / key, lambda: self.users(key))
+        binding.detach(key, self._mounts / key)
 
     def resize(self, key: Key, size_bytes: int) -> None:
         """Refuse."""

@@ -138,6 +138,7 @@ class Loop:
         binding.check_no_users(key, self.users(key))
         if not loop.wait_cleared(path, timeout_s=_CLEAR_TIMEOUT_S):
             raise InUse(f"cannot remove tree {key}: its loop device is in use")
+        binding.remove_point(self._mounts / key)
         path.unlink()
 
     def attach(self, key: Key, *, read_only: bool) -> Path:
@@ -166,7 +167,7 @@ class Loop:
         target = self._mounts / key
         if target.is_mount():
             _flush_what_can_be(target)
-        binding.detach(key, target, lambda: self.users(key))
+        binding.detach(key, target)
         if path.exists() and loop.attached(path) and not self.users(key):
             loop.wait_cleared(path, timeout_s=_CLEAR_TIMEOUT_S)
 

@@ -8,6 +8,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from drivers import binding
 from drivers.directory import Directory
 from voldriverd.driver import Capability, Change, Key, TreeOptions, Usage, User
 from voldriverd.errors import Invalid
@@ -72,6 +73,7 @@ class Memory:
             if back.exists():
                 tree.vanish(back)
             if not _is_mounted(self._inner, key):
+                binding.remove_point(self._inner._mounts / key)
                 self._tree(key).rename(back)
         self._inner.remove(key)
         self._switch.step(f"after remove {key}")

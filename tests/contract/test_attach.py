@@ -123,11 +123,12 @@ def test_attach_serves_the_new_tree_when_its_key_was_removed_and_made_again(pool
     assert set(os.listdir(pool.attach("v1.1"))) == set()
 
 
-def test_detach_unmounts_and_leaves_no_mount_point(pool: Pool) -> None:
+def test_detach_unmounts_and_remove_leaves_no_mount_point(pool: Pool) -> None:
     pool.create("v1.1")
     pool.attach("v1.1")
     pool.driver.detach(Key("v1.1"))
     assert mount.at(pool.mounts / "v1.1") is None
+    pool.driver.remove(Key("v1.1"))
     assert os.listdir(pool.mounts) == []
 
 

@@ -199,7 +199,9 @@ class Dockerd:
         )
         network = ("--bridge=none", "--iptables=false", "--ip-forward=false", "--ip-masq=false")
         cgroups = ("--exec-opt=native.cgroupdriver=cgroupfs", f"--cgroup-parent={self._cgroup}")
-        self._pid = self._world.spawn(["dockerd", *places, *network, *cgroups, *flags], log=self.log_file)
+        self._pid = self._world.spawn(
+            ["dockerd", *places, *network, *cgroups, *flags], log=self.log_file, env={"TMPDIR": "/run"}
+        )
         until(self._is_served, "dockerd", within_s=200)
 
     def stop(self) -> None:

@@ -59,6 +59,11 @@ class World:
         assert found is not None
         return found
 
+    def stop(self, pid: int) -> None:
+        """Kill a process and wait for its end."""
+        self.send(pid, signal.SIGKILL)
+        self.ended(pid)
+
     def run(self, *argv: str, stdin: str = "", env: Mapping[str, str] | None = None) -> Done:
         """Run a command inside to its end."""
         inside = ["nsenter", "--target", str(self.pid), "--mount", "--pid", "--net", "--", *argv]

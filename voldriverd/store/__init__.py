@@ -4,15 +4,15 @@ WAL with synchronous=FULL: a commit survives power loss when it returns. Beside 
 memory of what must be answered at any time (volumes, mounts, snapshot summaries, API keys), replaced
 after each commit. Trees and snapshots are read from the database.
 
-A commit takes a function, so that a vital one (unmount, remove, purge) can be tried again after the
-ballast was given up on a full disk.
+A commit takes a function, so that a vital one (unmount, remove, purge) can be tried again after some
+of the ballast was given up on a full disk.
 """
 
 import os
 import sqlite3
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import ExitStack, closing
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -20,7 +20,7 @@ from typing import Any, Final, TypeVar
 from voldriverd import model
 from voldriverd.driver import Key
 from voldriverd.errors import Exists, Unusable
-from voldriverd.store import rows, schema
+from voldriverd.store import connection, rows, schema
 from voldriverd.store.ballast import Ballast
 from voldriverd.store.write import Write, summary
 
@@ -44,14 +44,7 @@ class Store:
         self._read_lock = threading.Lock()
         self._records: list[model.Volume | model.Snapshot] = []
         self._listeners: list[Callable[[model.Commit], None]] = []
-        try:
-            os.close(os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))  # journals get the same mode
-            self._connection = self._connect()
-            self._prepare()
-            self._reader = self._connect()
-            self._load()
-        except (sqlite3.Error, OSError) as err:
-            raise Unusable(f"cannot open database {self._path}: {err}") from err
+        self._open()
         self._ballast.keep()
 
     def close(self) -> None:
@@ -67,17 +60,14 @@ class Store:
         and Unusable (the disk is full or failing); then nothing has changed.
         """
         with self._lock:
-            try:
-                return self._attempt(change)
-            except sqlite3.IntegrityError as err:
-                raise Exists(f"cannot write: {err}") from err
-            except sqlite3.Error as err:
-                if not (is_vital and _is_full(err) and self._ballast.give_up()):
-                    raise Unusable(f"cannot write database {self._path}: {err}") from err
-            try:
-                return self._attempt(change)
-            except sqlite3.Error as err:
-                raise Unusable(f"cannot write database {self._path}: {err}") from err
+            while True:
+                try:
+                    return self._attempt(change)
+                except sqlite3.IntegrityError as err:
+                    raise Exists(f"cannot write: {err}") from err
+                except sqlite3.Error as err:
+                    if not (is_vital and connection.is_full(err) and self._ballast.give_up()):
+                        raise Unusable(f"cannot write database {self._path}: {err}") from err
 
     def take_changes(self) -> list[model.Volume | model.Snapshot]:
         """Return the rows that were committed since the last call, oldest first, and forget them."""
@@ -220,11 +210,22 @@ class Store:
         )
         return {Key(row[0]) for row in found}
 
-    def _connect(self) -> sqlite3.Connection:
-        connection = sqlite3.connect(self._path, isolation_level=None, check_same_thread=False, cached_statements=256)
-        for pragma in ("journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON", "busy_timeout = 10000"):
-            connection.execute(f"PRAGMA {pragma}")
-        return connection
+    def _open(self) -> None:
+        """Open both connections and read; on a full disk the journal, a new file, may take some of the ballast."""
+        while True:
+            with ExitStack() as opened:
+                try:
+                    os.close(os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))  # and so the journal
+                    self._connection = opened.enter_context(closing(connection.connect(self._path)))
+                    self._prepare()
+                    self._reader = opened.enter_context(closing(connection.connect(self._path)))
+                    self._load()
+                except (sqlite3.Error, OSError) as err:
+                    if not (connection.is_full(err) and self._ballast.give_up()):
+                        raise Unusable(f"cannot open database {self._path}: {err}") from err
+                else:
+                    opened.pop_all()
+                    return
 
     def _prepare(self) -> None:
         found = self._connection.execute("PRAGMA user_version").fetchone()[0]
@@ -333,8 +334,3 @@ def _replace(memory: dict[model.VolumeId, _T], changes: dict[model.VolumeId, _T]
             memory.pop(volume_id, None)
         else:
             memory[volume_id] = value
-
-
-def _is_full(err: sqlite3.Error) -> bool:
-    code = getattr(err, "sqlite_errorcode", 0) & 0xFF
-    return code in {sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR}

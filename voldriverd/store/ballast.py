@@ -1,37 +1,56 @@
 """A few MiB kept for the day the disk is full, so that unmount, remove and purge can still be written down."""
 
+import errno
 import os
 from pathlib import Path
 from typing import Final
 
 BALLAST_BYTES: Final = 8 * 1024**2
-"""Some 2,000 commits of one page each: enough to empty a trash and free real space."""
+"""Twice what the database's journal grows to before it is used anew from its beginning."""
+STEP_BYTES: Final = 64 * 1024
+"""What is given up at a time: several commits of a few pages each, and little for others to take on a full disk.
+Each is allocated for itself, for btrfs frees nothing of an extent of which a part is still in use."""
+
+_FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 
 class Ballast:
-    """A preallocated file that is given up once and made again when there is room."""
+    """A preallocated file that is given up in steps, and made again when there is room."""
 
     def __init__(self, path: Path) -> None:
         """Keep the file at `path`; nothing is made yet."""
         self._path = path
 
     def keep(self) -> bool:
-        """Make the file if it is missing; tells whether it is there now."""
-        if self._path.exists():
-            return True
-        fd = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        """Make of the file what is missing; tells whether it is whole now, or else the disk is full."""
         try:
-            os.posix_fallocate(fd, 0, BALLAST_BYTES)
-        except OSError:  # ENOSPC: there is no room for it now; the worker asks again
-            self._path.unlink()
-            return False
+            fd = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as err:
+            return _is_full(err)
+        try:
+            for position in range(os.fstat(fd).st_size, BALLAST_BYTES, STEP_BYTES):
+                os.posix_fallocate(fd, position, STEP_BYTES)
+        except OSError as err:
+            return _is_full(err)
         finally:
             os.close(fd)
         return True
 
     def give_up(self) -> bool:
-        """Free the space; tells whether there was any."""
-        if not self._path.exists():
+        """Free a step of its space; tells whether there was any."""
+        try:
+            size_bytes = self._path.stat().st_size
+        except FileNotFoundError:
             return False
-        self._path.unlink()
-        return True
+        if size_bytes <= STEP_BYTES:
+            self._path.unlink()
+        else:
+            os.truncate(self._path, size_bytes - STEP_BYTES)
+        return size_bytes > 0
+
+
+def _is_full(err: OSError) -> bool:
+    """Return False if a disk is full, and raise the error if it is anything else."""
+    if err.errno not in _FULL:
+        raise err
+    return False

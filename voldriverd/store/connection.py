@@ -1,0 +1,33 @@
+"""Connections to the database file, and what an error of one says."""
+
+import errno
+import sqlite3
+import urllib.parse
+from pathlib import Path
+from typing import Final
+
+_VFS: Final = "unix-excl"
+"""For one process alone (sqlite.org/vfs.html): its index of the journal lies in the heap. As a shared mapping of a
+file it kills the process with SIGBUS when a copy-on-write disk is full (btrfs, 6.18). A commit takes a fifth less."""
+_PRAGMAS: Final = ("journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON", "busy_timeout = 10000")
+_FULL: Final = frozenset({sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN})
+
+
+def connect(path: Path) -> sqlite3.Connection:
+    """Open a connection that any thread may use. Raises sqlite3.Error."""
+    uri = f"file:{urllib.parse.quote(str(path))}?vfs={_VFS}"
+    connection = sqlite3.connect(uri, uri=True, isolation_level=None, check_same_thread=False, cached_statements=256)
+    try:
+        for pragma in _PRAGMAS:
+            connection.execute(f"PRAGMA {pragma}")
+    except sqlite3.Error:
+        connection.close()
+        raise
+    return connection
+
+
+def is_full(err: sqlite3.Error | OSError) -> bool:
+    """Tell whether an error may come from a full disk; SQLite cannot always say."""
+    if isinstance(err, OSError):
+        return err.errno in {errno.ENOSPC, errno.EDQUOT}
+    return getattr(err, "sqlite_errorcode", 0) & 0xFF in _FULL

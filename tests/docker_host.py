@@ -186,7 +186,7 @@ class Dockerd:
         self.log_file = base / "dockerd.log"
         self._world = world
         self._config = base / "client"
-        self._cgroup = f"voldriver-tests-{world.pid}"
+        self.cgroup = f"voldriver-tests-{world.pid}"
         self._pid = 0
 
     def start(self, *flags: str) -> None:
@@ -198,7 +198,7 @@ class Dockerd:
             f"--host=unix://{_SOCKET}",
         )
         network = ("--bridge=none", "--iptables=false", "--ip-forward=false", "--ip-masq=false")
-        cgroups = ("--exec-opt=native.cgroupdriver=cgroupfs", f"--cgroup-parent={self._cgroup}")
+        cgroups = ("--exec-opt=native.cgroupdriver=cgroupfs", f"--cgroup-parent={self.cgroup}")
         self._pid = self._world.spawn(
             ["dockerd", *places, *network, *cgroups, *flags], log=self.log_file, env={"TMPDIR": "/run"}
         )
@@ -278,13 +278,13 @@ class Dockerd:
 
     def make_images(self) -> None:
         """Make the images `bb` and `bbvol`."""
-        tar = _image()
+        tar = image()
         self.docker("import", "-", "bb", stdin=tar)
         self.docker("import", "--change", "VOLUME /data", "-", "bbvol", stdin=tar)
 
     def leave_no_cgroup(self) -> None:
         """Remove the control groups of containers that were not stopped; the world must have ended."""
-        for top in Path("/sys/fs/cgroup").glob(f"**/{self._cgroup}"):
+        for top in Path("/sys/fs/cgroup").glob(f"**/{self.cgroup}"):
             for group, _, _ in os.walk(top, topdown=False):
                 until(functools.partial(_is_removed, group), f"control group {group} to be empty")
 
@@ -314,7 +314,7 @@ def _is_removed(directory: str) -> bool:
     return True
 
 
-def _image() -> bytes:
+def image() -> bytes:
     """Return the tar of a root file system with busybox."""
     busybox = shutil.which("busybox")
     assert busybox is not None, "busybox is not installed"

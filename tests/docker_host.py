@@ -269,10 +269,14 @@ class Dockerd:
         """Tell whether it runs."""
         return self._pid != 0 and self._world.status(self._pid) is None
 
-    def clean(self) -> None:
-        """Remove every container and volume."""
+    def remove_containers(self) -> None:
+        """Remove every container with its nameless volumes."""
         for container in self._api("GET", "/containers/json?all=1"):
             self._api("DELETE", f"/containers/{container['Id']}?force=1&v=1")
+
+    def clean(self) -> None:
+        """Remove every container and volume."""
+        self.remove_containers()
         for volume in self._api("GET", "/volumes")["Volumes"] or ():
             self._api("DELETE", f"/volumes/{volume['Name']}")
 

@@ -73,7 +73,7 @@ def podman(host: Host, tmp_path_factory: pytest.TempPathFactory) -> Podman:
 def emptied(host: Host, podman: Podman) -> Iterator[None]:
     yield
     podman("rm", "--all", "--force", "--time=0")
-    host.dockerd.clean()
+    host.dockerd.remove_containers()
     podman("volume", "prune", "--force")
 
 

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from tests.running import DAEMON, Answer, make_mutable, request
+from tests.running import CLIENT, DAEMON, Answer, make_mutable, request
 from tests.world import Done, World, until
 
 NAME: Final = "vd"
@@ -29,6 +29,8 @@ PLUGINS: Final = Path("/run/docker/plugins")
 KEEP: Final = ("--stop-signal", "KILL")
 """For a container that shall stop at once."""
 IDLE: Final = ("sleep", "600")
+HELD_S: Final = 125
+"""More than dockerd waits for Mount."""
 _SOCKET: Final = Path("/run/docker.sock")
 _FILES: Final = {"data/one": b"first\n", "data/sub/two": b"second\n"}
 _OWNER: Final = (1000, 1001)
@@ -96,13 +98,25 @@ class Voldriverd:
     @contextmanager
     def killed_at(self, call: str) -> Iterator[None]:
         """Have it killed when one of its threads enters a system call; it must come to that."""
-        inject = ["--trace", call, "--inject", f"{call}:signal=KILL"]
-        log = self._base / f"strace-{self._pid}"
-        argv = ["strace", "--follow-forks", "--attach", str(self._pid), *inject, "--output", "/dev/null"]
-        tracer = self._world.spawn(argv, log=log)
-        until(lambda: log.exists() and "attached" in log.read_text(), "strace")
+        tracer = self._traced(call, "signal=KILL")
         yield
         self._world.ended(tracer)
+
+    @contextmanager
+    def held_at(self, call: str) -> Iterator[None]:
+        """Have each of its threads that enters a system call held for two minutes and a bit."""
+        tracer = self._traced(call, f"delay_enter={HELD_S}s")
+        yield
+        self._world.send(tracer, signal.SIGTERM)
+        self._world.ended(tracer)
+
+    def _traced(self, call: str, tampering: str) -> int:
+        log = self._base / f"strace-{self._pid}"
+        tampered = ["--trace", call, "--inject", f"{call}:{tampering}"]
+        argv = ["strace", "--follow-forks", "--attach", str(self._pid), *tampered, "--output", "/dev/null"]
+        tracer = self._world.spawn(argv, log=log)
+        until(lambda: log.exists() and "attached" in log.read_text(), "strace")
+        return tracer
 
     def is_up(self) -> bool:
         """Tell whether it runs."""
@@ -115,6 +129,18 @@ class Voldriverd:
     def api(self, method: str, path: str, body: object = None) -> Answer:
         """Ask the API."""
         return request(self.api_socket, method, path, body)
+
+    def cli(self, *arguments: str) -> str:
+        """Run a command of `voldriver` that succeeds and return what it prints."""
+        done = subprocess.run(
+            [sys.executable, "-c", CLIENT, *arguments],
+            capture_output=True,
+            text=True,
+            check=False,
+            env={**os.environ, "VOLDRIVER_SOCKET": str(self.api_socket)},
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout.strip()
 
     def row(self, volume: str, *, is_trashed: bool = False) -> dict[str, Any]:
         """Return the resource of a volume."""

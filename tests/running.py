@@ -30,7 +30,7 @@ STOP_S: Final = 15.0
 _TICK_S: Final = 0.02
 _SERVING: Final = "verb=start"
 DAEMON: Final = "import sys; sys.argv[0] = 'voldriverd'; from voldriverd.cli.daemon import main; main()"
-_CLIENT: Final = "import sys; sys.argv[0] = 'voldriver'; from voldriverd.cli.client import main; main()"
+CLIENT: Final = "import sys; sys.argv[0] = 'voldriver'; from voldriverd.cli.client import main; main()"
 
 SMALL: Final = '[embedded]\nsize = "300M"\n'
 """The configuration of a host where nothing is configured, but for the size of the image."""
@@ -153,7 +153,7 @@ class Running:
     def cli(self, *arguments: str, stdin: str = "", **environment: str) -> subprocess.CompletedProcess[str]:
         """Run `voldriver` in a process of its own, not on a terminal."""
         return subprocess.run(
-            [sys.executable, "-c", _CLIENT, *arguments],
+            [sys.executable, "-c", CLIENT, *arguments],
             input=stdin,
             capture_output=True,
             text=True,

@@ -150,6 +150,19 @@ def test_a37_a_removal_that_voldriverd_was_killed_under_succeeds_when_asked_agai
     assert dockerd.volumes() == set()
 
 
+def test_a_container_waits_for_a_voldriverd_that_starts_two_seconds_later(
+    vd: Voldriverd, dockerd: Dockerd, name: str
+) -> None:
+    vd.stop()
+    with ThreadPoolExecutor(1) as thread:
+        begun_s = time.monotonic()
+        running = thread.submit(dockerd.run, "-v", f"{name}:/mnt", *ON_OURS, "bb", "touch", "/mnt/file")
+        until(lambda: running.done() or time.monotonic() - begun_s > 2, "two seconds")
+        vd.start()
+        running.result()
+    assert time.monotonic() - begun_s < 8
+
+
 def test_a38_nothing_waits_for_a_voldriverd_that_was_stopped(vd: Voldriverd, dockerd: Dockerd, name: str) -> None:
     vd.stop()
     dockerd.stop()

@@ -80,10 +80,10 @@ def test_a07_a08_a_name_belongs_to_one_driver(dockerd: Dockerd, name: str) -> No
     assert "must be unique" in dockerd.refused("volume", "create", name)
 
 
-def test_a09_a_volume_of_the_api_is_listed_shown_and_used_without_a_driver(
+def test_a09_a_volume_of_our_own_client_is_listed_shown_and_used_without_a_driver(
     vd: Voldriverd, dockerd: Dockerd, name: str
 ) -> None:
-    assert vd.api("POST", "/v1/volumes", {"name": name, "driver": "btrfs"}).status == 201
+    assert vd.cli("volume", "create", name) == name
     assert name in dockerd.volumes()
     assert dockerd.inspect(name)["Driver"] == NAME
     dockerd.run("-v", f"{name}:/mnt", "bb", "touch", "/mnt/file")
@@ -107,6 +107,19 @@ def test_a10_a_removed_volume_is_in_the_trash_and_gone_when_purged(
 def test_a11_a_volume_that_is_not_there_can_be_removed_by_force_only(dockerd: Dockerd) -> None:
     assert "no such volume" in dockerd.refused("volume", "rm", "nosuch").lower()
     dockerd.docker("volume", "rm", "-f", "nosuch")
+
+
+def test_a_volume_that_was_removed_behind_dockers_back_is_created_anew_with_other_options(
+    vd: Voldriverd, dockerd: Dockerd, name: str
+) -> None:
+    dockerd.docker("volume", "create", "-d", NAME, "-o", "size=1g", name)
+    vd.cli("volume", "rm", name)
+    assert "no such volume" in dockerd.refused("volume", "inspect", name).lower()
+    dockerd.docker("volume", "create", "-d", NAME, "-o", "size=2g", name)
+    assert vd.status(name)["sizeBytes"] == 2 << 30
+    vd.cli("volume", "rm", name)
+    dockerd.docker("volume", "create", name)
+    assert dockerd.inspect(name)["Driver"] == "local"
 
 
 def test_a28_filters_and_formats_select_our_volumes(dockerd: Dockerd, name: str) -> None:

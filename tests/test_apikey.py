@@ -2,7 +2,7 @@
 
 import sqlite3
 from base64 import b64encode
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -12,8 +12,9 @@ import pytest
 from voldriverd import model, store
 from voldriverd.engine import apikeys, pools, upkeep
 from voldriverd.engine.context import Engine
-from voldriverd.errors import Exists, InUse, NotFound
+from voldriverd.errors import Exists, InUse, NotFound, Unusable
 from voldriverd.model import Role, Secret
+from voldriverd.store.write import Write
 
 PUBLIC_LENGTH = 20
 SECRET_LENGTH = 46
@@ -127,6 +128,25 @@ def test_tombstones_of_keys_go_after_two_days(engine: Engine) -> None:
     upkeep.tidy(replace(engine, now=lambda: datetime.now(UTC) + timedelta(hours=49)))
     assert engine.store.api_key(key.id) is None
     assert engine.store.api_keys() == [kept]
+
+
+def test_a_key_is_revoked_on_a_full_disk_too(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    key, _ = make(engine)
+    attempt = engine.store._attempt
+    ballast = engine.root / "ballast"
+
+    def full(change: Callable[[Write], object]) -> object:
+        if not ballast.exists():
+            return attempt(change)
+        err = sqlite3.OperationalError("database or disk is full")
+        err.sqlite_errorcode = sqlite3.SQLITE_FULL
+        raise err
+
+    monkeypatch.setattr(engine.store, "_attempt", full)
+    with pytest.raises(Unusable):
+        make(engine, "another")
+    apikeys.revoke(engine, key.id)
+    assert engine.store.api_keys() == []
 
 
 def test_there_are_at_most_so_many_keys(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:

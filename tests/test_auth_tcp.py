@@ -297,12 +297,13 @@ def test_a_right_key_passes_at_once_where_others_fail(session_scratch: Scratch, 
                 assert asked(port, "/v1", basic(key)).status == 200
             passed_s = time.monotonic() - begun_s
             held = sum(not guess.done() for guess in guesses)
+            begun_s = time.monotonic()
             daemon.stop()
-            ended_s = time.monotonic() - begun_s
+            stopped_s = time.monotonic() - begun_s
             answers = [guess.result() for guess in guesses if guess.exception() is None]
         assert held >= 10
         assert passed_s < 3
-        assert ended_s < 8, "what is held back does not hold the daemon"
+        assert stopped_s < 3, "what is held back does not hold the daemon"
         assert {answer.status for answer in answers} == {401}
         failures = [int(line["failed"]) for line in audited(daemon) if "failed" in line]
         assert failures == [1, 2, 4, 8, 16], "a flood does not fill the log"

@@ -34,6 +34,8 @@ SIZE_MAX_BYTES: Final = 15 << 40
 DEFAULT_SIZE_BYTES: Final = 10 << 30
 
 _PART: Final = ".part."
+_FULL_BYTES: Final = 8 << 20
+"""What ext4 and xfs may still call free when they have nothing left for data (seen: 4 MiB)."""
 _CLEAR_TIMEOUT_S: Final = 2.0
 """For whoever looks at a loop device after its last umount, such as udev: some 10 ms each."""
 
@@ -254,9 +256,10 @@ class Loop:
         part = self._trees / f"{_PART}{key}"
         fd = os.open(part, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
-            yield fd, part
-            os.fsync(fd)
-            fs.rename_durably(part, self._trees / key)
+            with self._blaming_space():
+                yield fd, part
+                os.fsync(fd)
+                fs.rename_durably(part, self._trees / key)
         except BaseException:
             part.unlink(missing_ok=True)
             raise
@@ -269,10 +272,20 @@ class Loop:
         path = self._trees / key
         place = Path(tempfile.mkdtemp(dir=self._mounts, prefix=f".{key}-"))
         try:
-            with image.mounted(path, place, read_only=_is_read_only(path)):
+            with self._blaming_space(), image.mounted(path, place, read_only=_is_read_only(path)):
                 yield place
         finally:
             place.rmdir()
+
+    @contextmanager
+    def _blaming_space(self) -> Iterator[None]:
+        """Raise ENOSPC instead of EIO if the pool is full: tools and loop devices know only that a write failed."""
+        try:
+            yield
+        except OSError as err:
+            if err.errno == errno.EIO and fs.capacity(self._trees)[1] < _FULL_BYTES:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from err
+            raise
 
     def _grow_unmounted(self, key: Key, path: Path, size_bytes: int, *, thick: bool) -> None:
         """Grow an ext4 image; where that costs nothing, a clone of it that takes its place when it is done.

@@ -6,7 +6,8 @@ What exists is listed, unmounted, removed and purged; what would need space is r
 import os
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
@@ -15,9 +16,11 @@ import pytest
 
 from tests.engines import Bench as MemoryBench
 from tests.engines import bench_on
-from tests.scratch import Scratch
+from tests.running import Running
+from tests.scratch import Scratch, unmount_under
+from tests.torture.bench import KINDS, Bench, daemon_config, places_in_memory
 from voldriverd import model, store
-from voldriverd.engine import snapshots, volumes
+from voldriverd.engine import catalogue, snapshots, trash, volumes
 from voldriverd.errors import Unusable
 from voldriverd.kernel import fs, mount, tree
 from voldriverd.model import SnapshotState, VolumeState
@@ -27,6 +30,7 @@ pytestmark = pytest.mark.root
 
 MIB: Final = 1 << 20
 SMALL_MIB: Final = 24
+DRIVERS: Final = ("btrfs", "loop", "directory")
 POOL: Final = model.Pool(model.PoolId(1), "uuid", "pool", "memory", "/srv/pool")
 
 VERBS: Final[dict[str, Callable[[MemoryBench], object]]] = {
@@ -117,8 +121,9 @@ def fill(place: Path) -> None:
     """Take the last byte of a file system."""
     filler = place / "filler"
     filler.mkdir(exist_ok=True)
-    for size_bytes in (MIB, MIB // 16, 4096, 1):
-        for number in range(len(os.listdir(filler)), 10_000):
+    for size_bytes, count in ((MIB, 1_000), (MIB // 16, 100), (4096, 100), (1, 500)):
+        first = len(os.listdir(filler))
+        for number in range(first, first + count):
             try:
                 with (filler / f"{number}").open("wb", buffering=0) as file:
                     file.write(b"x" * size_bytes)
@@ -187,3 +192,211 @@ def test_a_ballast_that_was_cut_off_in_the_making_is_none(tmp_path: Path) -> Non
     (tmp_path / "ballast").touch()
     assert Ballast(tmp_path / "ballast").keep()
     assert (tmp_path / "ballast").stat().st_blocks * 512 >= BALLAST_BYTES
+
+
+# A pool.
+
+TRIES: Final = 5_000
+"""More volumes than the metadata of a small btrfs has room for."""
+EVERYTHING: Final = frozenset({"create", "snapshot", "revert"})
+MUST_BE_REFUSED: Final[dict[tuple[str, str], frozenset[str]]] = {
+    ("loop", "btrfs"): frozenset({"create"}),  # a clone takes metadata only, and that is left
+    ("directory", "btrfs"): frozenset(),
+}
+POOLS: Final = [
+    *(("btrfs", "btrfs"), ("btrfs-quota", "btrfs"), ("loop", "btrfs"), ("loop", "ext4"), ("loop", "xfs")),
+    *(("directory", "btrfs"), ("directory", "ext4"), ("directory", "xfs")),
+]
+
+
+@dataclass(frozen=True)
+class Full:
+    """An engine whose pool is full, and the file system of that."""
+
+    bench: Bench
+    place: Path
+    fs_type: str
+
+
+@pytest.fixture(params=POOLS, ids="-".join)
+def full(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Full]:
+    """Fill a pool with a volume with a snapshot, one that is mounted and dirty, one in the trash, and foreign files."""
+    name, fs_type = request.param
+    memory = tmp_path / "memory"
+    memory.mkdir()
+    mount.mount("tmpfs", memory, fs_type="tmpfs", data="size=1g")
+    scratch = Scratch(memory / "scratch")
+    place = scratch.make(fs_type, size_bytes=(300 if fs_type == "xfs" else 200) * MIB)
+    bench = Bench(next(kind for kind in KINDS if kind.name == name), memory / "base", place / "pool")
+    try:
+        for volume_name in ("db", "old", "busy"):
+            bench.create(volume_name)
+            with bench.written(volume_name) as shown:
+                (shown / "file").write_bytes(os.urandom(MIB * (16 if volume_name == "old" else 1)))
+        snapshots.create(bench.engine, bench.volume("db"), snapshots.Wish("one"))
+        trash.remove(bench.engine, bench.volume("old"))
+        bench.upkeep()
+        busy = bench.mount("busy")
+        fill(place)
+        with suppress(OSError), (busy / "dirty").open("wb") as file:  # full, for who writes
+            file.write(os.urandom(MIB))
+        yield Full(bench, place, fs_type)
+    finally:
+        bench.vanish()
+        scratch.close()
+        mount.unmount(memory)
+
+
+def refusals(verb: Callable[[int], object], *, tries: int) -> set[str]:
+    """Do something until it is refused, or so often; return what is said."""
+    for number in range(tries):
+        try:
+            verb(number)
+        except Unusable as err:
+            return {str(err)}
+    return set()
+
+
+def test_a_full_pool_refuses_what_takes_space_says_why_and_leaves_nothing_of_it(full: Full) -> None:
+    bench, wish = full.bench, snapshots.Wish
+    tries = TRIES if bench.kind.driver == "btrfs" else 20
+    said = refusals(lambda number: bench.create(f"new{number}"), tries=tries)
+    said |= refusals(lambda number: bench.create(f"copy{number}", **{"from": "db"}), tries=tries)
+    said |= refusals(lambda number: snapshots.create(bench.engine, bench.volume("db"), wish(f"s{number}")), tries=tries)
+    said |= refusals(
+        lambda _: snapshots.revert(bench.engine, bench.volume("db"), bench.snapshot("db", "one")), tries=tries
+    )
+    if bench.store.volume_named("copy0") is not None:  # its journal has extents to copy
+        said |= refusals(lambda _: bench.mount("copy0"), tries=1)
+        bench.unmount("copy0")
+    assert {text.partition(": ")[2] for text in said} <= {"no space is left in the pool"}
+    assert {text.split()[1] for text in said} >= MUST_BE_REFUSED.get((bench.kind.driver, full.fs_type), EVERYTHING)
+    assert {row.state for row in bench.store.volumes()} == {VolumeState.INACTIVE, VolumeState.REMOVED}
+    assert {row.state for row in bench.store.snapshots()} == {SnapshotState.CREATED}
+    bench.upkeep()
+    bench.check_trees()
+    bench.restart()
+    bench.upkeep()
+    bench.check_trees()
+
+
+def test_a_full_pool_unmounts_removes_and_purges_and_then_has_room_again(full: Full) -> None:
+    bench = full.bench
+    bench.unmount("busy")
+    assert bench.attached() == set()
+    trash.remove(bench.engine, bench.volume("busy"))
+    trash.remove(bench.engine, bench.volume("db"))
+    bench.restart()
+    for row in bench.store.volumes():
+        trash.purge(bench.engine, row)
+    bench.upkeep()
+    assert bench.driver.trees() == set()
+    bench.driver.reclaim()
+    _, free_bytes = fs.capacity(full.place)
+    assert free_bytes >= 16 * MIB
+    bench.create("new")
+    with bench.written("new") as shown:
+        (shown / "file").write_bytes(b"x" * MIB)
+
+
+def test_what_a_full_pool_kept_from_the_catalogue_is_there_when_there_is_room(full: Full) -> None:
+    bench = full.bench
+    for number in range(50):
+        volumes.set_properties(bench.engine, bench.volume("db"), description=f"{number} " * 1_000)
+        bench.upkeep()
+    assert not [name for name in os.listdir(bench.pool_root) if name.endswith(".part")]
+    tree.vanish(full.place / "filler")
+    bench.driver.reclaim()
+    bench.upkeep()
+    assert "49 49" in (bench.pool_root / catalogue.FILE_NAME).read_text()
+
+
+# The daemon.
+
+
+def act(daemon: Running, name: str, action: str) -> int:
+    """Ask for an action on the volume of a name, live or in the trash; return the HTTP status."""
+    rows = daemon.api("GET", "/v1/volumes?removed_notnull=1").body["data"]
+    rows += daemon.api("GET", "/v1/volumes").body["data"]
+    row = next(row for row in rows if row["name"] == name)
+    return daemon.api("POST", f"/v1/volumes/{row['id']}/?action={action}", {}).status
+
+
+def names(daemon: Running) -> set[str]:
+    return {each["Name"] for each in daemon.plugin("VolumeDriver.List").body["Volumes"]}
+
+
+@pytest.fixture
+def full_root(tmp_path: Path) -> Iterator[tuple[Running, Path]]:
+    """Run a daemon whose root directory is a small ext4 with a file that fills it, and whose pools lie elsewhere."""
+    with places_in_memory(tmp_path) as places:
+        scratch = Scratch(places.base / "small")
+        place = scratch.make("ext4", size_bytes=40 * MIB)
+        daemon = Running(places.base / "daemon", config=daemon_config(places))
+        daemon.root.mkdir()
+        mount.bind(place, daemon.root, read_only=False)
+        try:
+            with daemon:
+                for driver in DRIVERS:
+                    daemon.plugin("VolumeDriver.Create", Name=driver, Opts={"driver": driver})
+                    daemon.plugin("VolumeDriver.Mount", Name=driver, ID="c1")
+                    daemon.plugin("VolumeDriver.Create", Name=f"{driver}-old", Opts={"driver": driver})
+                    daemon.plugin("VolumeDriver.Remove", Name=f"{driver}-old")
+                fill(place)
+                yield daemon, place
+        finally:
+            unmount_under(daemon.base)
+            scratch.close()
+
+
+def test_a_daemon_on_a_full_root_lists_unmounts_removes_purges_and_starts(full_root: tuple[Running, Path]) -> None:
+    daemon, place = full_root
+    for driver in DRIVERS:
+        answer = daemon.plugin("VolumeDriver.Create", Name=f"{driver}-new", Opts={"driver": driver})
+        assert answer.status == 500
+        assert "database or disk is full" in answer.body["Err"]
+    assert names(daemon) == set(DRIVERS)
+    daemon.kill()
+    fill(place)
+    daemon.start()
+    assert names(daemon) == set(DRIVERS)
+    for driver in DRIVERS:
+        held = daemon.plugin("VolumeDriver.Get", Name=driver).body["Volume"]
+        assert mount.at(Path(held["Mountpoint"])) is not None
+        assert daemon.plugin("VolumeDriver.Unmount", Name=driver, ID="c1").body == {"Err": ""}
+        assert mount.at(Path(held["Mountpoint"])) is None
+        assert daemon.plugin("VolumeDriver.Remove", Name=driver).body == {"Err": ""}
+        assert act(daemon, f"{driver}-old", "purge") == 200
+        fill(place)
+    assert names(daemon) == set()
+    daemon.stop()
+    fill(place)
+    daemon.start()
+    tree.vanish(place / "filler")
+    for driver in DRIVERS:
+        assert daemon.plugin("VolumeDriver.Create", Name=driver, Opts={"driver": driver}).body == {"Err": ""}
+        assert daemon.plugin("VolumeDriver.Mount", Name=driver, ID="c2").status == 200
+    assert "Traceback" not in daemon.log
+
+
+def test_a_full_embedded_image_lists_unmounts_removes_and_purges(tmp_path: Path) -> None:
+    with Running(tmp_path) as daemon:
+        for driver in DRIVERS:
+            daemon.plugin("VolumeDriver.Create", Name=driver, Opts={"driver": driver})
+            daemon.plugin("VolumeDriver.Mount", Name=driver, ID="c1")
+        place = Path(daemon.plugin("VolumeDriver.Get", Name="directory").body["Volume"]["Mountpoint"])
+        fill(place)
+        for driver in DRIVERS:
+            refused = daemon.plugin("VolumeDriver.Create", Name=f"{driver}-new", Opts={"driver": driver})
+            assert refused.status == 500
+            assert "below the reserve of 5%" in refused.body["Err"]
+        daemon.kill()
+        daemon.start()
+        assert names(daemon) == set(DRIVERS)
+        for driver in DRIVERS:
+            assert daemon.plugin("VolumeDriver.Unmount", Name=driver, ID="c1").body == {"Err": ""}
+            assert daemon.plugin("VolumeDriver.Remove", Name=driver).body == {"Err": ""}
+            assert act(daemon, driver, "purge") == 200
+        for driver in DRIVERS:
+            assert daemon.plugin("VolumeDriver.Create", Name=driver, Opts={"driver": driver}).body == {"Err": ""}
+        assert "Traceback" not in daemon.log

@@ -154,6 +154,7 @@ def test_keys_stay_through_restarts_and_crashes(scratch: Scratch, tmp_path: Path
             with Tcp(port, key) as tcp, Tcp(port, gone) as revoked:
                 assert tcp("GET", "/v1/volumes").status == 200
                 assert revoked("GET", "/v1/volumes").status == 401
+        assert f"listen=127.0.0.1:{port} " in daemon.log
 
 
 # The command line

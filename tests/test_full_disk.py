@@ -314,6 +314,9 @@ def test_what_a_full_pool_kept_from_the_catalogue_is_there_when_there_is_room(fu
 # The daemon.
 
 
+EXISTING: Final = frozenset({*DRIVERS, *(f"{driver}-idle" for driver in DRIVERS)})
+
+
 def act(daemon: Running, name: str, action: str) -> int:
     """Ask for an action on the volume of a name, live or in the trash; return the HTTP status."""
     rows = daemon.api("GET", "/v1/volumes?removed_notnull=1").body["data"]
@@ -340,6 +343,7 @@ def full_root(tmp_path: Path) -> Iterator[tuple[Running, Path]]:
                 for driver in DRIVERS:
                     daemon.plugin("VolumeDriver.Create", Name=driver, Opts={"driver": driver})
                     daemon.plugin("VolumeDriver.Mount", Name=driver, ID="c1")
+                    daemon.plugin("VolumeDriver.Create", Name=f"{driver}-idle", Opts={"driver": driver})
                     daemon.plugin("VolumeDriver.Create", Name=f"{driver}-old", Opts={"driver": driver})
                     daemon.plugin("VolumeDriver.Remove", Name=f"{driver}-old")
                 fill(place)
@@ -349,17 +353,22 @@ def full_root(tmp_path: Path) -> Iterator[tuple[Running, Path]]:
             scratch.close()
 
 
-def test_a_daemon_on_a_full_root_lists_unmounts_removes_purges_and_starts(full_root: tuple[Running, Path]) -> None:
+def test_a_daemon_on_a_full_root_lists_mounts_unmounts_removes_purges_and_starts(
+    full_root: tuple[Running, Path],
+) -> None:
     daemon, place = full_root
     for driver in DRIVERS:
         answer = daemon.plugin("VolumeDriver.Create", Name=f"{driver}-new", Opts={"driver": driver})
         assert answer.status == 500
         assert "database or disk is full" in answer.body["Err"]
-    assert names(daemon) == set(DRIVERS)
+        assert daemon.plugin("VolumeDriver.Mount", Name=f"{driver}-idle", ID="c3").body["Err"] == ""
+        assert daemon.plugin("VolumeDriver.Unmount", Name=f"{driver}-idle", ID="c3").body == {"Err": ""}
+        fill(place)
+    assert names(daemon) == EXISTING
     daemon.kill()
     fill(place)
     daemon.start()
-    assert names(daemon) == set(DRIVERS)
+    assert names(daemon) == EXISTING
     for driver in DRIVERS:
         held = daemon.plugin("VolumeDriver.Get", Name=driver).body["Volume"]
         assert mount.at(Path(held["Mountpoint"])) is not None
@@ -368,7 +377,7 @@ def test_a_daemon_on_a_full_root_lists_unmounts_removes_purges_and_starts(full_r
         assert daemon.plugin("VolumeDriver.Remove", Name=driver).body == {"Err": ""}
         assert act(daemon, f"{driver}-old", "purge") == 200
         fill(place)
-    assert names(daemon) == set()
+    assert names(daemon) == EXISTING - set(DRIVERS)
     daemon.stop()
     fill(place)
     daemon.start()

@@ -1,5 +1,6 @@
 """Mount, unmount, and the reconciliation of holders with the kernel's mount tables (D3)."""
 
+import errno
 import logging
 from collections import defaultdict
 from collections.abc import Iterable
@@ -21,6 +22,8 @@ _log = logging.getLogger(__name__)
 SETTLING_S: Final = 150.0
 """A holder younger than this is never forgotten: dockerd waits 120 s for `Mount`, then the container must start."""
 
+_ROOM_TRIES: Final = 3
+"""A directory takes one block, and a step of the ballast is many."""
 
 MISSING: Final = "its tree is missing from the pool: was it removed by hand, or the pool replaced by an older copy?"
 
@@ -37,7 +40,7 @@ def mount(engine: Engine, volume: model.Volume, holder: str) -> Path:
     is_settled = _settle(engine, driver, volume.tree, what)
     try:
         with failures.told_as(what):
-            path = driver.attach(volume.tree, read_only=False)
+            path = _attached(engine, driver, volume.tree, what)
     except NotFound as err:
         raise Unusable(f"{what}: {MISSING}") from err
 
@@ -48,6 +51,19 @@ def mount(engine: Engine, volume: model.Volume, holder: str) -> Path:
 
     engine.store.commit(change, is_vital=True)  # databases must come up again on a host whose disk is full
     return path
+
+
+def _attached(engine: Engine, driver: Driver, key: Key, what: str) -> Path:
+    """Attach a tree for writing; on a full disk its mount point may take some of the ballast. Raises also Unusable."""
+    for _ in range(_ROOM_TRIES):
+        try:
+            return driver.attach(key, read_only=False)
+        except OSError as err:
+            is_of_root = Path(err.filename or "/").is_relative_to(engine.mounts)
+            if err.errno not in {errno.ENOSPC, errno.EDQUOT} or not is_of_root:
+                raise
+            engine.store.make_room()
+    raise Unusable(f"{what}: no space is left for its mount point in {engine.mounts}")
 
 
 def unmount(engine: Engine, volume: model.Volume, holder: str) -> bool:

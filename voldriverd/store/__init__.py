@@ -83,6 +83,11 @@ class Store:
         with self._lock:
             self._listeners.append(listener)
 
+    def make_room(self) -> None:
+        """Give up some of the ballast for what must be possible beside the database on a full disk."""
+        with self._lock:
+            self._ballast.give_up()
+
     def keep_ballast(self) -> bool:
         """Reserve the room for vital commits again; tells whether it is there."""
         return self._ballast.keep()

@@ -351,7 +351,7 @@ def test_requests_without_a_key_are_answered_one_after_the_other(engine: Engine)
     count = 100
 
     async def work(service: Service) -> None:
-        door = auth.Basic(service, trust=lambda _: None)
+        door = auth.Basic(service, trust=lambda _request, _key: None)
         begun_s = time.monotonic()
         await asyncio.gather(*(door.identify(request("GET", "/")) for _ in range(count)))
         assert time.monotonic() - begun_s >= count * auth.STRANGER_S

@@ -70,6 +70,7 @@ def serving(
     places: int = 8,
     context: ssl.SSLContext | None = None,
     make_site: Callable[[tcp.Connections], middleware.Site] | None = None,
+    is_live: Callable[[str], bool] = lambda _: True,
 ) -> None:
     """Run a test against a gate."""
 
@@ -77,7 +78,7 @@ def serving(
         connections = tcp.Connections(places)
         site = Echo() if make_site is None else make_site(connections)
         listeners = sockets.bind_tcp("127.0.0.1", 0)
-        gate = tcp.Gate(site, listeners, connections, tls=context, stop_s=5.0)
+        gate = tcp.Gate(site, listeners, connections, tls=context, is_live=is_live, stop_s=5.0)
         client = Client(listeners[0].getsockname()[1])
         await gate.start()
         try:
@@ -188,7 +189,7 @@ def crowd(places: int, *addresses: str) -> tuple[tcp.Connections, list[str], lis
         opened.append(connection.socket)
         name = f"{address}#{number}"
         connection.transport = Transport(ended, name)  # type: ignore[assignment]
-        connection.is_trusted = address.startswith("!")
+        connection.key = "KEY" if address.startswith("!") else None
         connections.add((address.removeprefix("!"), number), connection)
     return connections, ended, opened
 
@@ -227,7 +228,7 @@ def test_who_floods_drives_out_himself_and_never_a_right_key() -> None:
         handle = site.handle
 
         async def trusting(request: web.BaseRequest) -> web.StreamResponse:
-            connections.trust(request)
+            connections.trust(request, "KEY")
             return await handle(request)
 
         site.handle = trusting  # type: ignore[method-assign]
@@ -246,6 +247,40 @@ def test_who_floods_drives_out_himself_and_never_a_right_key() -> None:
         assert await is_served(known)
 
     serving(work, places=3, make_site=make_site)
+
+
+def test_a_connection_ends_a_round_after_its_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tcp, "WATCH_S", SHORT_S / 10)
+    live, seen = {"KEPT", "GONE"}, []
+
+    def make_site(connections: tcp.Connections) -> middleware.Site:
+        seen.append(connections)
+        return Echo()
+
+    async def work(client: Client, _gate: tcp.Gate, site: Echo) -> None:
+        kept, gone, stranger = [await client.connect() for _ in range(3)]
+        for streams in (kept, gone, stranger):
+            assert await is_served(streams)
+        for connection, key in zip(seen[0]._open.values(), ("KEPT", "GONE"), strict=False):
+            connection.key = key
+        gone[1].write(b"GET /slow HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        await site.is_asked.wait()
+        live.remove("GONE")
+        assert await gone[0].read() == b""
+        assert await is_served(kept)
+        assert await is_served(stranger)
+        site.may_go.set()
+
+    serving(work, make_site=make_site, is_live=live.__contains__)
+
+
+def test_a_revocation_is_answered_before_its_connection_ends() -> None:
+    connections, ended, opened = crowd(2, "!10.0.0.1")
+    connections.end_revoked(lambda _: False)
+    assert ended == []
+    connections.end_revoked(lambda _: False)
+    opened[0].close()
+    assert ended == ["!10.0.0.1#0"]
 
 
 def test_an_accept_that_fails_is_tried_again(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
@@ -300,7 +335,7 @@ def test_the_end_waits_for_the_request_of_a_right_key() -> None:
         writer.write(b"GET /slow HTTP/1.1\r\nHost: localhost\r\n\r\n")
         await site.is_asked.wait()
         for connection in trusted[0]._open.values():
-            connection.is_trusted = True
+            connection.key = "KEY"
         stopping = asyncio.ensure_future(gate.stop())
         await asyncio.wait([stopping], timeout=0.1)
         assert not stopping.done()

@@ -165,6 +165,17 @@ def test_a_revoked_key_is_refused_at_once_on_a_connection_that_it_opened(daemon:
         assert ask.connection.sock.getsockname() == local
 
 
+def test_what_a_revoked_key_still_listens_to_ends(daemon: Running, port: int) -> None:
+    key = make_key(daemon, name="listener", role="read-only")
+    with Tcp(port, key) as ask:
+        ask.connection.request("GET", "/v1/events", headers={"Authorization": basic(key)})
+        events = ask.connection.getresponse()
+        found = daemon.api("GET", "/v1/apikeys?name=listener").body["data"][0]
+        assert daemon.api("DELETE", f"/v1/apikeys/{found['id']}").status == 200
+        with pytest.raises((ConnectionError, http.client.IncompleteRead)):
+            events.read()
+
+
 def test_a_key_may_revoke_itself(daemon: Running, port: int) -> None:
     with Tcp(port, make_key(daemon, name="suicidal")) as ask:
         found = ask("GET", "/v1/apikeys?name=suicidal").body["data"][0]

@@ -149,7 +149,11 @@ async def _open_gate(
     basic = auth.Basic(verbs, trust=connections.trust)
     door = auth.Door(api, basic.identify, is_loopback=listen.is_loopback)
     listeners = sockets.bind_tcp(listen.host, listen.port)
-    gate = tcp.Gate(door, listeners, connections, tls=certificate, stop_s=STOP_S)
+
+    def is_live(public: str) -> bool:
+        return verbs.store.api_key_of(public) is not None
+
+    gate = tcp.Gate(door, listeners, connections, tls=certificate, is_live=is_live, stop_s=STOP_S)
     await gate.start()
 
     async def stop() -> None:

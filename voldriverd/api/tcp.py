@@ -10,7 +10,7 @@ import logging
 import socket
 import ssl
 from collections import Counter
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -28,6 +28,8 @@ ACCEPT_PAUSE_S: Final = 0.005
 HANDSHAKE_S: Final = 10.0
 IDLE_S: Final = 60.0
 """How long a request's head may take, from the connection or the answer before it."""
+WATCH_S: Final = 1.0
+"""Between two looks for connections whose key is revoked; a new request of theirs is refused at once anyway."""
 LINGER_S: Final = 2.0
 """How long a body that nobody wants is read, so that the client sees its answer."""
 HEADERS_MAX: Final = 64
@@ -45,7 +47,10 @@ class Connection:
     handshake: asyncio.Task[None] | None = None
     transport: asyncio.Transport | None = None
     """None before the handshake has ended."""
-    is_trusted: bool = False
+    key: str | None = None
+    """The public value of the key that it has shown; None before it has shown one."""
+    is_late: bool = False
+    """Its key was found revoked a round ago."""
 
     def end(self) -> None:
         """End it at once."""
@@ -68,7 +73,7 @@ class Connections:
         self._open = {address: each for address, each in self._open.items() if each.socket.fileno() >= 0}
         if len(self._open) < self._places:
             return True
-        strangers = [address for address, each in self._open.items() if not each.is_trusted]
+        strangers = [address for address, each in self._open.items() if each.key is None]
         if not strangers:
             return False
         most, _ = Counter(source(address[0]) for address in strangers).most_common(1)[0]
@@ -80,16 +85,24 @@ class Connections:
         """Give a new connection its place."""
         self._open[address] = connection
 
-    def trust(self, request: web.BaseRequest) -> None:
-        """Note that a request had a right key."""
+    def trust(self, request: web.BaseRequest, key: str) -> None:
+        """Note the public value of the right key that a request had."""
         address = None if request.transport is None else request.transport.get_extra_info("peername")
         if address in self._open:
-            self._open[address].is_trusted = True
+            self._open[address].key = key
 
-    def end(self) -> None:
+    def end_revoked(self, is_live: Callable[[str], bool]) -> None:
+        """End those whose key is revoked, at the second call: the answer to the revocation may be on its way."""
+        for each in self._open.values():
+            if each.key is not None and not is_live(each.key):
+                if each.is_late:
+                    each.end()
+                each.is_late = True
+
+    def end_strangers(self) -> None:
         """End those that have not shown a right key."""
         for each in self._open.values():
-            if not each.is_trusted:
+            if each.key is None:
                 each.end()
 
 
@@ -103,9 +116,13 @@ class Gate:
         connections: Connections,
         *,
         tls: ssl.SSLContext | None,
+        is_live: Callable[[str], bool],
         stop_s: float,
     ) -> None:
-        """Serve a site over HTTPS, or HTTP if there is no certificate; requests get `stop_s` seconds at the end."""
+        """Serve a site over HTTPS, or HTTP if there is no certificate.
+
+        `is_live` knows whether the key of a public value is not revoked; requests get `stop_s` seconds at the end.
+        """
         self._server = middleware.Server(
             site,
             access_log=None,
@@ -118,6 +135,7 @@ class Gate:
         self._listeners = listeners
         self._connections = connections
         self._tls = tls
+        self._is_live = is_live
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def start(self) -> None:
@@ -125,6 +143,7 @@ class Gate:
         await self._runner.setup()
         for listener in self._listeners:
             self._spawn(self._accept(listener))
+        self._spawn(self._watch())
 
     async def stop(self) -> None:
         """Accept no more, end who has shown no key, and wait for the requests of the others."""
@@ -136,8 +155,14 @@ class Gate:
                 await task
         for listener in self._listeners:
             listener.close()
-        self._connections.end()
+        self._connections.end_strangers()
         await self._runner.cleanup()
+
+    async def _watch(self) -> None:
+        """Cut off what goes on although its key is revoked: events, archives, and whoever does nothing."""
+        while True:
+            await asyncio.sleep(WATCH_S)
+            self._connections.end_revoked(self._is_live)
 
     async def _accept(self, listener: socket.socket) -> None:
         loop = asyncio.get_running_loop()

@@ -90,8 +90,8 @@ class Door:
 class Basic:
     """Knows who asks on TCP by HTTP basic; `identify` is for a Door."""
 
-    def __init__(self, service: Service, *, trust: Callable[[web.BaseRequest], None]) -> None:
-        """Look keys up in a service; `trust` is told of requests that had a right key."""
+    def __init__(self, service: Service, *, trust: Callable[[web.BaseRequest, str], None]) -> None:
+        """Look keys up in a service; `trust` is told of requests with a right key, and its public value."""
         self._keyring = Keyring(service)
         self._brake = Brake(time.monotonic)
         self._trust = trust
@@ -110,7 +110,7 @@ class Basic:
         given = None if header is None else _decode(header)
         key = None if given is None else await self._keyring.find(*given)
         if key is not None:
-            self._trust(request)
+            self._trust(request, key.public)
             return Caller(f"key:{key.public}:{key.name or ''}", origin, key.role)
         async with self._strangers:
             await asyncio.sleep(STRANGER_S)

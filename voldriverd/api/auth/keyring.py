@@ -43,7 +43,7 @@ class Keyring:
 
     async def _prove(self, public: str, secret: Secret) -> None:
         key = self._store.api_key_of(public)
-        if key is not None and await self._service.in_thread(apikeys.is_secret, key, secret):
+        if key is not None and await self._service.runner.in_thread(apikeys.is_secret, key, secret):
             live = {each.public for each in self._store.api_keys()}
             self._proven = {each: digest for each, digest in self._proven.items() if each in live}
             self._proven[public] = self._digest(public, secret)

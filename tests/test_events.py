@@ -20,7 +20,7 @@ from aiohttp import web
 
 from tests import commands, doors
 from tests.engines import Bench, bench_on
-from tests.running import _CLIENT, SMALL, Running, UnixConnection
+from tests.running import CLIENT, SMALL, Running, UnixConnection
 from voldriverd.api.rancher import events, schemas
 from voldriverd.api.rancher.problems import Problem
 from voldriverd.cli import events as cli_events
@@ -28,7 +28,8 @@ from voldriverd.cli.connection import Connection, Place
 from voldriverd.engine import pools
 from voldriverd.errors import Unusable
 from voldriverd.kernel import mount
-from voldriverd.service import CAUSE, Service
+from voldriverd.runner import CAUSE
+from voldriverd.service import Service
 from voldriverd.store.write import Write
 
 pytestmark = pytest.mark.root
@@ -246,7 +247,7 @@ def test_open_streams_do_not_hold_the_daemon_up_and_a_restart_is_a_gap(tmp_path:
 
 
 def events_command(daemon: Running, *options: str) -> subprocess.Popen[str]:
-    argv = [sys.executable, "-c", _CLIENT, "--socket", str(daemon.api_socket), *options, "events"]
+    argv = [sys.executable, "-c", CLIENT, "--socket", str(daemon.api_socket), *options, "events"]
     return subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
@@ -530,7 +531,7 @@ def test_a_thread_that_ran_a_verb_does_not_put_it_down_as_the_cause_of_others(be
         service = Service(bench.engine)
         await service.mount(bench.volume("db").id, "holder")
         mounts = bench.store.mounts(bench.volume("db").id)
-        await service.in_thread(bench.store.commit, lambda write: write.drop_mounts(mounts))
+        await service.runner.in_thread(bench.store.commit, lambda write: write.drop_mounts(mounts))
         await service.stop(within_s=1.0)
 
     bench.create("db")

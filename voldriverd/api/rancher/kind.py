@@ -49,6 +49,8 @@ class Kind(Generic[R]):
     show: Callable[[Service, R], dict[str, Any]]
     """Returns all fields but id, type, links and actions."""
     identify: Callable[[R], str]
+    select: Callable[[Service, Wish, int, int], Awaitable[list[R]]] | None = None
+    """Returns the rows of a wish from an offset on, at most so many: in place of `rows` where there are very many."""
     offered: Callable[[Service, R], frozenset[str]] = _offers_nothing
     refusal: Callable[[Service, R, str], Awaitable[str]] = _plain_refusal
     """Says why an action is not offered."""

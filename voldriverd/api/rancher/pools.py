@@ -23,12 +23,12 @@ async def _find(service: Service, text: str) -> _Row:
     pool_id = number(schemas.STORAGE_POOL, text)
     for pool in service.engine.pools:
         if pool.row.id == pool_id:
-            return _Row(pool, (await service.spaces()).get(pool.row.id))
+            return _Row(pool, (await service.usages.spaces()).get(pool.row.id))
     raise problems.not_found(f"there is no storagePool {text}")
 
 
 async def _rows(service: Service, _wish: Wish) -> list[_Row]:
-    spaces = await service.spaces()
+    spaces = await service.usages.spaces()
     return [_Row(pool, spaces.get(pool.row.id)) for pool in sorted(service.engine.pools, key=lambda pool: pool.row.id)]
 
 

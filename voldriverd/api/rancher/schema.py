@@ -27,6 +27,9 @@ class Field:
     unique: bool = False
     default: object = None
     max_length: int | None = None
+    min_length: int | None = None
+    valid_chars: str | None = None
+    """What a text may consist of, as between the brackets of a regular expression."""
     options: tuple[str, ...] = ()
     description: str | None = None
     is_shown_once: bool = False
@@ -104,7 +107,7 @@ def show(schema: Schema, base: str) -> dict[str, Any]:
         "links": links,
         "actions": {},
         "pluralName": schema.plural,
-        "includeableLinks": [],
+        "includeableLinks": sorted(schema.links),
         "resourceActions": {
             name: {"input": action.input, "output": action.output} for name, action in schema.actions.items()
         },
@@ -130,6 +133,8 @@ def _show_field(each: Field) -> dict[str, Any]:
         "unique": each.unique,
         "required": each.required,
         "maxLength": each.max_length,
+        "minLength": each.min_length,
+        "validChars": each.valid_chars,
         "options": list(each.options),
         "addition": each.is_addition,
     }

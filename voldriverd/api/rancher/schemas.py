@@ -14,10 +14,10 @@ DESCRIPTION_MAX: Final = 1_024
 
 TRANSITIONING: Final = ("yes", "no", "error")
 VOLUME_STATES: Final = (
-    *("registering", "active", "inactive", "reverting-active", "reverting-inactive"),
+    *("registering", "active", "inactive", "reverting-active", "reverting-inactive", "restoring-inactive"),
     *("updating-active", "updating-inactive", "removed", "purged"),
 )
-SNAPSHOT_STATES: Final = ("creating", "created", "removed")
+SNAPSHOT_STATES: Final = ("creating", "created", "backing-up", "removed")
 HEALTHS: Final = ("available", "unavailable")
 ROLES: Final = tuple(role.value for role in model.Role)
 
@@ -47,6 +47,16 @@ def _common(states: tuple[str, ...]) -> dict[str, Field]:
 _NAME: Final = Field("string", create=True, required=True, nullable=False, unique=True, max_length=names.NAME_MAX)
 _DESCRIPTION: Final = Field("string", create=True, update=True, max_length=DESCRIPTION_MAX)
 _SNAPSHOT_NAME: Final = Field("string", create=True, update=True, max_length=names.NAME_MAX)
+_TARGET_NAME: Final = Field(
+    "string",
+    create=True,
+    update=True,
+    required=True,
+    nullable=False,
+    max_length=255,
+    min_length=1,
+    valid_chars="a-zA-Z0-9_.-",
+)
 _EXPIRES: Final = _own("date", "when it is removed by itself", create=True)
 
 VOLUME: Final = Schema(
@@ -80,6 +90,7 @@ VOLUME: Final = Schema(
     actions={
         "snapshot": Action(input="volumeSnapshotInput", output="snapshot"),
         "reverttosnapshot": Action(input="revertToSnapshotInput", output="volume"),
+        "restorefrombackup": Action(input="restoreFromBackupInput", output="volume"),
         "remove": Action(output="volume"),
         "restore": Action(input="volumeRestoreInput", output="volume"),
         "purge": Action(output="volume"),
@@ -90,6 +101,7 @@ VOLUME: Final = Schema(
     },
     links={
         "snapshots": Link("snapshot", here="id", there="volumeId"),
+        "backups": Link("backup", here="id", there="volumeId"),
         "mounts": Link("mount", here="id", there="volumeId"),
         "storagepools": Link("storagePool", here="storagePoolId", there="id"),
     },
@@ -111,8 +123,57 @@ SNAPSHOT: Final = Schema(
         "automatic": _own("boolean", "whether a revert or restore made it", nullable=False),
         "expires": _EXPIRES,
     },
-    actions={"remove": Action(output="snapshot")},
-    links={"volume": Link("volume", here="volumeId", there="id", is_single=True)},
+    actions={
+        "backup": Action(input="snapshotBackupInput", output="snapshot"),
+        "remove": Action(output="snapshot"),
+    },
+    links={
+        "volume": Link("volume", here="volumeId", there="id", is_single=True),
+        "backups": Link("backup", here="id", there="snapshotId"),
+    },
+)
+
+BACKUP: Final = Schema(
+    id="backup",
+    letters="b",
+    collection_methods=("GET",),
+    resource_methods=("GET", "DELETE"),
+    fields=_common(("creating", "created", "removed"))
+    | {
+        "name": _SNAPSHOT_NAME,
+        "description": _DESCRIPTION,
+        "backupTargetId": Field("reference[backupTarget]"),
+        "snapshotId": Field("reference[snapshot]"),
+        "volumeId": Field("reference[volume]"),
+        "uri": Field("string", max_length=4_096),
+    },
+    actions={"remove": Action(output="backup")},
+    links={
+        "backuptarget": Link("backupTarget", here="backupTargetId", there="id", is_single=True),
+        "snapshot": Link("snapshot", here="snapshotId", there="id", is_single=True),
+        "volume": Link("volume", here="volumeId", there="id", is_single=True),
+    },
+)
+
+BACKUP_TARGET: Final = Schema(
+    id="backupTarget",
+    letters="bt",
+    collection_methods=("GET", "POST"),
+    resource_methods=("GET", "DELETE"),
+    fields=_common(("created", "removed"))
+    | {
+        "name": _TARGET_NAME,
+        "description": _DESCRIPTION,
+        "nfsConfig": Field("nfsConfig", create=True),
+        "url": _own("string", "s3://bucket/prefix or file:///directory", create=True),
+        "endpoint": _own("string", "of an S3 server that is not Amazon's", create=True),
+        "region": _own("string", "of the bucket", create=True),
+        "accessKey": _own("password", "never shown", create=True),
+        "secretKey": _own("password", "never shown", create=True),
+        "passphrase": _own("password", "encrypts what is backed up; never shown", create=True),
+    },
+    actions={"remove": Action(output="backupTarget")},
+    links={"backups": Link("backup", here="id", there="backupTargetId")},
 )
 
 STORAGE_POOL: Final = Schema(
@@ -247,6 +308,25 @@ INPUTS: Final = (
         fields={"snapshotId": Field("reference[snapshot]", create=True, required=True, nullable=False)},
     ),
     Schema(
+        id="restoreFromBackupInput",
+        fields={"backupId": Field("reference[backup]", create=True, required=True, nullable=False)},
+    ),
+    Schema(
+        id="snapshotBackupInput",
+        fields={
+            "backupTargetId": Field("reference[backupTarget]", create=True, max_length=255),
+            "name": Field("string", create=True, max_length=255),
+        },
+    ),
+    Schema(
+        id="nfsConfig",
+        fields={
+            "server": Field("string", create=True, required=True, nullable=False),
+            "share": Field("string", create=True, required=True, nullable=False),
+            "mountOptions": Field("string", create=True),
+        },
+    ),
+    Schema(
         id="volumeRestoreInput",
         fields={"name": _own("string", "another name, if the old one is taken", create=True)},
     ),
@@ -265,5 +345,8 @@ INPUTS: Final = (
 
 ALL: Final[Mapping[str, Schema]] = {
     each.id: each
-    for each in (API_KEY, API_VERSION, ERROR, EVENT, HOST, MOUNT, SCHEMA, SNAPSHOT, STORAGE_POOL, VOLUME, *INPUTS)
+    for each in (
+        *(API_KEY, API_VERSION, BACKUP, BACKUP_TARGET, ERROR, EVENT, HOST, MOUNT, SCHEMA, SNAPSHOT),
+        *(STORAGE_POOL, VOLUME, *INPUTS),
+    )
 }

@@ -10,6 +10,7 @@ from aiohttp import web
 
 from voldriverd import model, names
 from voldriverd.api.rancher import body, ids, problems, schemas, streams, times
+from voldriverd.api.rancher.backups import NONE_YET
 from voldriverd.api.rancher.body import Body
 from voldriverd.api.rancher.filters import Wish
 from voldriverd.api.rancher.kind import ACCOUNT, Kind, Made, number, transition
@@ -17,6 +18,9 @@ from voldriverd.api.rancher.problems import Problem
 from voldriverd.engine.snapshots import Wish as SnapshotWish
 from voldriverd.model import SnapshotState
 from voldriverd.service import API_ANSWER_S, Service
+
+_VERBS: Final = {"backup": "back up"}
+"""How people say it; the other actions are verbs themselves."""
 
 
 async def make(service: Service, volume: model.Volume, fields: Mapping[str, Any]) -> model.Snapshot:
@@ -36,7 +40,7 @@ async def _find(service: Service, text: str) -> model.Snapshot:
     snapshot_id = model.SnapshotId(number(schemas.SNAPSHOT, text))
     snapshot = service.store.snapshot(snapshot_id)
     if snapshot is None:
-        fault = service.fault(f"1s{snapshot_id}")
+        fault = service.runner.fault(f"1s{snapshot_id}")
         raise problems.not_found(f"there is no snapshot 1s{snapshot_id}" + (f": {fault}" if fault else ""))
     return snapshot
 
@@ -46,7 +50,7 @@ async def _rows(service: Service, wish: Wish) -> list[model.Snapshot]:
     volume_id = None if wanted is None else ids.parse(schemas.VOLUME, wanted)
     if wanted is not None and volume_id is None:
         return []
-    found = await service.in_thread(service.store.snapshots, volume_id)
+    found = await service.runner.in_thread(service.store.snapshots, volume_id)
     return [snapshot for snapshot in found if wish.has_removed or _is_live(service, snapshot)]
 
 
@@ -89,7 +93,9 @@ def _offered(service: Service, snapshot: model.Snapshot) -> frozenset[str]:
 
 
 async def _refusal(service: Service, snapshot: model.Snapshot, action: str) -> str:
-    what = f"cannot {action} snapshot {snapshot.shown_name}"
+    what = f"cannot {_VERBS.get(action, action)} snapshot {snapshot.shown_name}"
+    if action == "backup":
+        return f"{what}: {NONE_YET}"
     if snapshot.state is SnapshotState.CREATED and not _is_live(service, snapshot):
         return f"{what}: it is in the trash with its volume"
     return f"{what}: it is {snapshot.state.value}"

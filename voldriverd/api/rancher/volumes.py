@@ -7,6 +7,7 @@ from typing import Any, Final
 
 from voldriverd import model, names
 from voldriverd.api.rancher import body, ids, problems, schemas, snapshots, times
+from voldriverd.api.rancher.backups import NONE_YET
 from voldriverd.api.rancher.body import Body
 from voldriverd.api.rancher.filters import Wish
 from voldriverd.api.rancher.kind import ACCOUNT, Kind, Made, number, transition
@@ -17,7 +18,12 @@ from voldriverd.model import VolumeState
 from voldriverd.service import API_ANSWER_S, API_WAIT_S, Service
 
 _GOING: Final = {VolumeState.REGISTERING, VolumeState.REVERTING, VolumeState.UPDATING}
-_VERBS: Final = {"reverttosnapshot": "revert", "activate": "mount", "deactivate": "unmount"}
+_VERBS: Final = {
+    "reverttosnapshot": "revert",
+    "restorefrombackup": "restore",
+    "activate": "mount",
+    "deactivate": "unmount",
+}
 """How people say it; the other actions are verbs themselves."""
 _SNAPSHOT_OF: Final = "snapshotId"
 
@@ -26,7 +32,7 @@ async def _find(service: Service, text: str) -> model.Volume:
     volume_id = model.VolumeId(number(schemas.VOLUME, text))
     volume = service.store.volume(volume_id) or service.store.ended_volume(volume_id)
     if volume is None:
-        fault = service.fault(f"1v{volume_id}")
+        fault = service.runner.fault(f"1v{volume_id}")
         raise problems.not_found(f"there is no volume 1v{volume_id}" + (f": {fault}" if fault else ""))
     return volume
 
@@ -44,13 +50,13 @@ def _identify(volume: model.Volume) -> str:
 
 
 async def _refresh(service: Service, rows: list[model.Volume]) -> None:
-    await service.refresh_usages([volume for volume in rows if volume.key is not None])
+    await service.usages.refresh([volume for volume in rows if volume.key is not None])
 
 
 def _show(service: Service, volume: model.Volume) -> dict[str, Any]:
     is_mounted = bool(service.store.mounts(volume.id))
     pool = service.engine.pools.get(volume.pool_id)
-    usage = service.known_usage(volume.id)
+    usage = service.usages.known(volume.id)
     return {
         "name": volume.name,
         "state": model.shown_state(volume, is_mounted=is_mounted),
@@ -76,7 +82,7 @@ def _show(service: Service, volume: model.Volume) -> dict[str, Any]:
         "usedBytes": None if usage is None else usage.used_bytes,
         "uuid": volume.uuid,
         **times.shown(created=volume.created_at, removed=volume.removed_at, removeTime=volume.destroy_at),
-        **transition(is_going=volume.state in _GOING, fault=volume.message or service.fault(f"1v{volume.id}")),
+        **transition(is_going=volume.state in _GOING, fault=volume.message or service.runner.fault(f"1v{volume.id}")),
     }
 
 
@@ -92,10 +98,12 @@ async def _refusal(service: Service, volume: model.Volume, action: str) -> str:
         return f"{what}: it is in the trash" if volume.state is VolumeState.REMOVED else f"{what}: it is destroyed"
     if volume.state in _GOING:
         return f"{what}: it is {volume.state.value}"
+    if action == "restorefrombackup":
+        return f"{what}: {NONE_YET}"
     held = service.store.mounts(volume.id)
     if held and action in {"reverttosnapshot", "remove"}:
         try:
-            return await service.in_thread(use.describe, service.engine, volume, what)
+            return await service.runner.in_thread(use.describe, service.engine, volume, what)
         except Error:  # the pool has gone: the counter's word is all there is
             return f"{what}: it is mounted by {use.holder_name(held[0])}"
     reasons = {

@@ -1,0 +1,139 @@
+"""Runs what blocks in threads, and answers for it in time.
+
+Two executors with named sizes: quick verbs and long jobs, so that six plain copies do not stop a
+`Mount`. What was answered before it ended goes on, and why it failed is kept.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextvars import ContextVar
+from typing import Any, Final, TypeVar
+
+from voldriverd.errors import Error
+
+_log = logging.getLogger(__name__)
+_T = TypeVar("_T")
+
+QUICK_THREADS: Final = 32
+"""Verbs that wait for the kernel for milliseconds; the threads sleep there, so more than cores."""
+LONG_THREADS: Final = 4
+"""Plain copies: enough to use two disks, few enough that six of them do not starve a database."""
+FAULTS_MAX: Final = 1_000
+"""How many failures after an answer are remembered; each is a line of text."""
+
+CAUSE: Final = ContextVar("cause", default="upkeep")
+"""The verb that the present thread runs, for who watches the store."""
+
+
+class Runner:
+    """Threads, the tasks that wait for them, and the failures that nobody waited for; lives on one event loop."""
+
+    def __init__(self) -> None:
+        """Start no thread yet."""
+        self._quick = ThreadPoolExecutor(QUICK_THREADS, "verb")
+        self._long = ThreadPoolExecutor(LONG_THREADS, "job")
+        self._tasks: set[asyncio.Task[object]] = set()
+        self._running: set[Future[Any]] = set()
+        self._faults: dict[str, str] = {}
+
+    async def stop(self, *, within_s: float) -> bool:
+        """Wait for verbs that run; tells whether all have ended. What has not is ended by recovery."""
+        deadline_s = time.monotonic() + within_s
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=within_s)
+        if self._running:
+            threads = [asyncio.wrap_future(future) for future in list(self._running)]
+            await asyncio.wait(threads, timeout=max(0.0, deadline_s - time.monotonic()))
+        has_ended = not self._running
+        self._quick.shutdown(wait=has_ended, cancel_futures=True)
+        self._long.shutdown(wait=has_ended, cancel_futures=True)
+        return has_ended
+
+    async def in_thread(self, function: Callable[..., _T], *arguments: object, is_long: bool = False) -> _T:
+        """Run something that blocks."""
+        executor = self._long if is_long else self._quick
+        future = executor.submit(function, *arguments)
+        self._running.add(future)
+        future.add_done_callback(self._running.discard)
+        return await asyncio.wrap_future(future)
+
+    async def run(self, verb: str, function: Callable[..., _T], *arguments: object, is_long: bool = False) -> _T:
+        """Run something that blocks as a verb: who watches the store is told its name."""
+        return await self.in_thread(_as_cause, verb, function, *arguments, is_long=is_long)
+
+    def spawn(self, work: Awaitable[_T]) -> "asyncio.Task[_T]":
+        """Start something that goes on when who asked for it hangs up."""
+        task: asyncio.Task[_T] = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    def fault(self, shown_id: str) -> str | None:
+        """Return why the last verb on a volume (`1v7`) or snapshot failed after it was answered; None if it did not."""
+        return self._faults.get(shown_id)
+
+    def forget_fault(self, shown_id: str) -> None:
+        """Begin anew: another verb works on it."""
+        self._faults.pop(shown_id, None)
+
+    async def answered(
+        self,
+        attempt: Callable[[Callable[[_T], None]], Awaitable[_T]],
+        identify: Callable[[_T], str],
+        *,
+        answer_s: float | None,
+    ) -> _T:
+        """Return what a verb comes to or, if it still runs after `answer_s` seconds, what it began with.
+
+        `attempt` is given what to call, from its thread, when it has begun. None: the end is waited for. What fails
+        after the answer is kept for `fault`.
+        """
+        loop = asyncio.get_running_loop()
+        begun: asyncio.Future[_T] = loop.create_future()
+
+        def keep(row: _T) -> None:
+            if not begun.done():  # it began before, and was tried again after a shortage
+                begun.set_result(row)
+
+        def note(row: _T) -> None:
+            loop.call_soon_threadsafe(keep, row)
+
+        task = self.spawn(attempt(note))
+        await asyncio.wait([task], timeout=answer_s)
+        await asyncio.wait([task, begun], return_when=asyncio.FIRST_COMPLETED)
+        if task.done():
+            return await task
+        task.add_done_callback(lambda _: self._note_end(task, identify(begun.result())))
+        return begun.result()
+
+    def _note_end(self, task: "asyncio.Task[_T]", shown_id: str) -> None:
+        err = None if task.cancelled() else task.exception()
+        if err is None:
+            return
+        _log.warning("id=%s result=%s (after it was answered)", shown_id, err)
+        self._faults[shown_id] = str(err) if isinstance(err, Error) else "internal error of voldriverd"
+        if len(self._faults) > FAULTS_MAX:
+            del self._faults[next(iter(self._faults))]
+
+
+async def timed(verb: str, name: str, work: Awaitable[_T]) -> _T:
+    """Await a verb and log its line, whatever it comes to."""
+    begun_s = time.monotonic()
+    try:
+        result = await work
+    except BaseException as err:
+        _log.info("verb=%s volume=%s ms=%.1f result=%s", verb, name, (time.monotonic() - begun_s) * 1e3, err)
+        raise
+    _log.info("verb=%s volume=%s ms=%.1f result=ok", verb, name, (time.monotonic() - begun_s) * 1e3)
+    return result
+
+
+def _as_cause(verb: str, function: Callable[..., _T], *arguments: object) -> _T:
+    token = CAUSE.set(verb)
+    try:
+        return function(*arguments)
+    finally:
+        CAUSE.reset(token)  # the thread runs others later

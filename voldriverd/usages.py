@@ -1,0 +1,81 @@
+"""What volumes use and how full pools are: asked in threads, answered from memory."""
+
+import asyncio
+import time
+from typing import Final
+
+from voldriverd import model
+from voldriverd.driver import Usage
+from voldriverd.engine import space
+from voldriverd.engine.context import Engine
+from voldriverd.errors import Error
+from voldriverd.runner import Runner
+
+SPACE_TIMEOUT_S: Final = 2.0
+"""How long a file system may take to say how full it is, before it is shown as not known."""
+USAGE_AGE_S: Final = 1.0
+"""How old the usage in an answer from memory may be before it is asked for again."""
+
+_UNKNOWN: Final = Usage(None, None, None)
+
+
+class Usages:
+    """The usages of volumes as they were told last; lives on one event loop."""
+
+    def __init__(self, engine: Engine, runner: Runner) -> None:
+        """Know nothing yet."""
+        self._engine = engine
+        self._runner = runner
+        self._known: dict[model.VolumeId, tuple[float, Usage]] = {}
+
+    def of(self, volume: model.Volume) -> Usage:
+        """Return the usage of a volume from memory, and have it asked again if it is old."""
+        known = self._known.get(volume.id)
+        if known is None or time.monotonic() - known[0] > USAGE_AGE_S:
+            known = self._known[volume.id] = (time.monotonic(), known[1] if known else _UNKNOWN)
+            self._runner.spawn(self._ask(volume))
+        return known[1]
+
+    def known(self, volume_id: model.VolumeId) -> Usage | None:
+        """Return the usage that was asked for last, None if it never was."""
+        known = self._known.get(volume_id)
+        return None if known is None else known[1]
+
+    async def refresh(self, rows: list[model.Volume]) -> None:
+        """Ask again for usages that are old, all in one thread; a pool that does not answer in time keeps the old."""
+        now_s = time.monotonic()
+        old = [row for row in rows if row.id not in self._known or now_s - self._known[row.id][0] > USAGE_AGE_S]
+        if not old:
+            return
+        asked = asyncio.ensure_future(self._runner.in_thread(_ask_all, self._engine, old))
+        await asyncio.wait([asked], timeout=SPACE_TIMEOUT_S)
+        if asked.done():
+            self._known |= {volume_id: (now_s, usage) for volume_id, usage in asked.result().items()}
+
+    def forget_gone(self) -> None:
+        """Drop the usages of volumes that are gone."""
+        for volume_id in [each for each in self._known if self._engine.store.volume(each) is None]:
+            del self._known[volume_id]
+
+    async def spaces(self) -> dict[model.PoolId, tuple[int, int]]:
+        """Return (total, free) bytes of the pools that are available and answer in time."""
+        available = [pool for pool in self._engine.pools if pool.driver is not None]
+        asked = {pool.row.id: asyncio.ensure_future(self._runner.in_thread(space.capacity, pool)) for pool in available}
+        if asked:
+            await asyncio.wait(asked.values(), timeout=SPACE_TIMEOUT_S)
+        answered = {pool_id: task for pool_id, task in asked.items() if task.done() and task.exception() is None}
+        return {pool_id: task.result() for pool_id, task in answered.items()}
+
+    async def _ask(self, volume: model.Volume) -> None:
+        found = await self._runner.in_thread(_ask_all, self._engine, [volume])
+        self._known[volume.id] = (time.monotonic(), found[volume.id])
+
+
+def _ask_all(engine: Engine, rows: list[model.Volume]) -> dict[model.VolumeId, Usage]:
+    found = {}
+    for volume in rows:
+        try:
+            found[volume.id] = engine.pools.driver(volume.pool_id).usage(volume.tree)
+        except (Error, OSError):  # an unavailable pool, or the tree has just gone
+            found[volume.id] = _UNKNOWN
+    return found

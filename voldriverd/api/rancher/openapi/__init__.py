@@ -5,7 +5,7 @@ that of any of them. Bodies are described as they should be; what else is taken 
 there are not) is said in `api.rancher.body`.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from http import HTTPStatus
 from typing import Any, Final
 

@@ -46,8 +46,8 @@ def test_the_root_leads_to_the_version_and_that_to_every_list(daemon: Running) -
     assert [each["type"] for each in root["data"]] == ["apiVersion"]
     version = daemon.api("GET", "/v1").body
     assert (version["id"], version["type"]) == ("v1", "apiVersion")
-    for link in version["links"].values():
-        assert daemon.api("GET", link.removeprefix("http://localhost")).status == 200
+    for link in version["links"].keys() - {"events"}:  # that one does not end
+        assert daemon.api("GET", version["links"][link].removeprefix("http://localhost")).status == 200
 
 
 @pytest.mark.parametrize(
@@ -518,7 +518,7 @@ BAD = [
     ("PUT", "/v1/storagepools/1sp1", {}, 405, "MethodNotAllowed", None),
     ("POST", "/v1/storagepools", {}, 405, "MethodNotAllowed", None),
     ("DELETE", "/v1/mounts/1m1", None, 404, "NotFound", None),
-    ("POST", "/v1/volumes/1v1/snapshots", {}, 405, "MethodNotAllowed", None),
+    ("POST", "/v1/volumes/1v1/mounts", {}, 405, "MethodNotAllowed", None),
     ("DELETE", "/v1/snapshots/1s1/difference", None, 405, "MethodNotAllowed", None),
     ("POST", "/v1/volumes", b"{", 400, "InvalidBodyContent", None),
     ("POST", "/v1/volumes", b"[1]", 400, "InvalidBodyContent", None),

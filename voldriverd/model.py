@@ -216,6 +216,30 @@ class Commit:
     """Mounts that are gone."""
 
 
+@dataclass(frozen=True, slots=True)
+class Condition:
+    """One condition on a column of a list."""
+
+    field: str
+    comparison: str
+    """eq, ne, lt, lte, gt, gte, prefix, like, notlike (with % and _, by case), null, notnull."""
+    value: str | int | None
+    """None where the comparison needs none; with `ne` it means any value at all."""
+
+
+@dataclass(frozen=True, slots=True)
+class Search:
+    """A part of a list: the conditions all hold, ties are in the order of ids."""
+
+    conditions: tuple[Condition, ...]
+    sort: str | None
+    is_descending: bool
+    has_removed: bool
+    """Whether it has what is in the trash, and tombstones."""
+    offset: int
+    limit: int
+
+
 HOST_HOLDER = "host"
 """The holder of `voldriver volume mount` and of the API action `activate`; it ends with the boot."""
 

@@ -22,6 +22,7 @@ from voldriverd.driver import Key
 from voldriverd.errors import Exists, Unusable
 from voldriverd.store import connection, rows, schema
 from voldriverd.store.ballast import Ballast
+from voldriverd.store.search import statement
 from voldriverd.store.write import Write, summary
 
 _T = TypeVar("_T")
@@ -167,6 +168,11 @@ class Store:
         where, values = ("", ()) if volume_id is None else (" AND volume_id = ?", (volume_id,))
         found = self._select(f"SELECT * FROM snapshots WHERE state != 'removed'{where} ORDER BY id", *values)
         return [rows.snapshot(row) for row in found]
+
+    def search_snapshots(self, search: model.Search) -> list[model.Snapshot]:
+        """Return a part of the list of all snapshots."""
+        query, values = statement(search)
+        return [rows.snapshot(row) for row in self._select(query, *values)]
 
     def expired_snapshots(self, now: datetime) -> list[model.Snapshot]:
         """Return the snapshots whose time has come."""

@@ -44,11 +44,11 @@ class Kind(Generic[R]):
     schema: Schema
     find: Callable[[Service, str], Awaitable[R]]
     """Returns the row of an id, removed ones too. Raises NotFound."""
-    rows: Callable[[Service, Wish], Awaitable[list[R]]]
-    """Returns the rows of a list in the order of their ids; may leave out what the wish leaves out anyway."""
     show: Callable[[Service, R], dict[str, Any]]
     """Returns all fields but id, type, links and actions."""
     identify: Callable[[R], str]
+    rows: Callable[[Service, Wish], Awaitable[list[R]]] | None = None
+    """Returns the rows of a list in the order of their ids; may leave out what the wish leaves out anyway."""
     select: Callable[[Service, Wish, int, int], Awaitable[list[R]]] | None = None
     """Returns the rows of a wish from an offset on, at most so many: in place of `rows` where there are very many."""
     offered: Callable[[Service, R], frozenset[str]] = _offers_nothing

@@ -44,6 +44,7 @@ async def select(service: Service, kind: Kind[Any], wish: Wish, page: Page) -> t
     if kind.select is not None:
         found = await kind.select(service, wish, page.offset, page.limit + 1)
         return found[: page.limit], Page(page.offset, page.limit, is_last=len(found) <= page.limit)
+    assert kind.rows is not None, f"{kind.schema.id} has no list"
     rows = await kind.rows(service, wish)
     if len(rows) > _BESIDE:
         rows = await service.runner.in_thread(_filtered, service, kind, wish, rows)

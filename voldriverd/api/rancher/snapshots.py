@@ -9,7 +9,7 @@ from urllib.parse import parse_qsl
 from aiohttp import web
 
 from voldriverd import model, names
-from voldriverd.api.rancher import body, ids, problems, schemas, streams, times
+from voldriverd.api.rancher import body, ids, problems, schemas, searches, streams, times
 from voldriverd.api.rancher.backups import NONE_YET
 from voldriverd.api.rancher.body import Body
 from voldriverd.api.rancher.filters import Wish
@@ -45,13 +45,8 @@ async def _find(service: Service, text: str) -> model.Snapshot:
     return snapshot
 
 
-async def _rows(service: Service, wish: Wish) -> list[model.Snapshot]:
-    wanted = wish.equal("volumeId")
-    volume_id = None if wanted is None else ids.parse(schemas.VOLUME, wanted)
-    if wanted is not None and volume_id is None:
-        return []
-    found = await service.runner.in_thread(service.store.snapshots, volume_id)
-    return [snapshot for snapshot in found if wish.has_removed or _is_live(service, snapshot)]
+async def _select(service: Service, wish: Wish, offset: int, limit: int) -> list[model.Snapshot]:
+    return await service.runner.in_thread(service.store.search_snapshots, searches.search(wish, offset, limit))
 
 
 def _is_live(service: Service, snapshot: model.Snapshot) -> bool:
@@ -165,7 +160,7 @@ async def _archive(
 KIND: Final = Kind(
     schema=schemas.SNAPSHOT,
     find=_find,
-    rows=_rows,
+    select=_select,
     show=_show,
     identify=_identify,
     offered=_offered,

@@ -248,6 +248,7 @@ class Killing:
         self._clients = [Client(daemon, driver, seed=seed) for driver in DRIVERS]
         self.start_max_s = 0.0
         self.kills = 0
+        self.written = 0
 
     @property
     def ended(self) -> int:
@@ -265,6 +266,7 @@ class Killing:
                     writer.check()
         for writer in writers:
             writer.check_end()
+            self.written += writer.count
         for client in self._clients:
             client.check_snapshots()
         self._daemon.stop()

@@ -21,7 +21,7 @@ from voldriverd import model
 from voldriverd.engine import snapshots, trash, volumes
 from voldriverd.model import SnapshotState, VolumeState
 
-NAMES: Final = ("alpha", "beta", "gamma", "delta")
+NAMES: Final = tuple(f"volume-{number}" for number in range(8))
 SNAPSHOTS: Final = ("one", "two", "three")
 SIZES_MIB: Final = (32, 40, 48, 64)
 LIFE_S: Final = 0.1
@@ -122,6 +122,7 @@ class Killing:
         self.state = State()
         self.verbs_cut: dict[str, int] = {}
         self.verbs_ended = 0
+        self.kills = 0
         self.restart_max_s = 0.0
         self._has_sizes = bench.has_sizes
 
@@ -132,6 +133,7 @@ class Killing:
         is_early = self.random.random() < START_SHARE
         life_s = self.random.uniform(0, LIFE_S)
         lines = _lived(lambda: self._live(random.Random(number)), life_s, counts_from_ready=not is_early)
+        self.kills += 1
         cut = self._learn(lines)
         begun_s = time.monotonic()
         self.bench.restart()
@@ -211,8 +213,8 @@ class Killing:
             ("revert", name, snapshot) if is_free and snapshot in shelf.snapshots else None,
             ("revert", name, snapshot) if is_free and snapshot in shelf.snapshots else None,
             ("resize", name, str(larger[0])) if is_free and larger else None,
-            ("remove", name) if is_free and name not in in_trash else None,
-            ("purge", in_trash[0]) if in_trash else None,
+            *([("remove", name)] * 2 if is_free and name not in in_trash else []),
+            *([("purge", in_trash[0])] * 2 if in_trash else []),
             ("mount", name) if is_free else ("unmount", name),
             ("upkeep",),
         ]
@@ -365,10 +367,12 @@ def _run_child(steps: Steps, writing: int) -> None:
         os._exit(1)
 
 
-def run(bench: Bench, *, seed: int, rounds: int) -> Killing:
-    """Kill so many children; returns what was seen."""
+def run(bench: Bench, *, seed: int, rounds: int, until_s: float | None = None) -> Killing:
+    """Kill so many children, or until that time; returns what was seen."""
     killing = Killing(bench, seed=seed)
     for number in range(rounds):
+        if until_s is not None and time.monotonic() > until_s:
+            break
         try:
             killing.round()
         except BaseException:

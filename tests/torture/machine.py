@@ -44,6 +44,8 @@ SIZES: Final = {"ext4": (32, 40, 64), "xfs": (300, 320), None: (32, 40, 64)}
 """In MiB, by file system; None is btrfs."""
 STEPS: Final = 30
 LONG_STEPS: Final = 60
+LONG_EXAMPLES: Final = 10
+"""For one seed."""
 
 Content = dict[str, bytes]
 Refusal = type[Exception] | None
@@ -586,7 +588,7 @@ def run_for(kind: Kind, places: Places, *, seed: int, time_s: float) -> int:
     """Run examples from that seed and the ones after it until the time is over; return how many seeds."""
     end_s = time.monotonic() + time_s
     for count in itertools.count(1):
-        run(kind, places, seed=seed + count - 1, examples=10, steps=LONG_STEPS)
+        run(kind, places, seed=seed + count - 1, examples=LONG_EXAMPLES, steps=LONG_STEPS)
         if time.monotonic() > end_s:
             return count
     raise AssertionError("count has no end")

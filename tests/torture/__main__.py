@@ -1,0 +1,85 @@
+"""`scripts/torture`: the long forms, for as long as asked, with a report that can be checked and repeated.
+
+What fails prints its seed; the same seed begins with the same choices, though the instants of kills differ.
+"""
+
+import argparse
+import functools
+import logging
+import platform
+import random
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+from tests.running import Running
+from tests.torture import daemons, kills, machine
+from tests.torture.bench import KINDS, Bench, Places, daemon_config, places_in_memory
+from voldriverd.kernel import fs
+
+ROUNDS_MAX: Final = 1_000_000
+_say: Final = functools.partial(print, flush=True)
+
+
+def torture_machine(places: Places, *, seed: int, time_s: float) -> None:
+    """The verbs in any order beside a model, on each driver."""
+    for kind in KINDS:
+        seeds = machine.run_for(kind, places, seed=seed, time_s=time_s / len(KINDS))
+        _say(f"machine {kind.name}: {seeds * machine.LONG_EXAMPLES} examples of {machine.LONG_STEPS} steps at most")
+
+
+def torture_kills(places: Places, *, seed: int, time_s: float) -> None:
+    """Engines that are killed in the middle of verbs, on each driver."""
+    for number, kind in enumerate(KINDS):
+        bench = Bench(kind, places.base / f"kills{number}", places.pools[kind.name] / f"kills{number}")
+        try:
+            done = kills.run(bench, seed=seed, rounds=ROUNDS_MAX, until_s=time.monotonic() + time_s / len(KINDS))
+        finally:
+            bench.vanish()
+        cut = ", ".join(f"{verb} {count}" for verb, count in sorted(Counter(done.verbs_cut).items()))
+        _say(f"kills {kind.name}: {done.kills} kills, {done.verbs_ended} verbs had ended, in the middle of: {cut}")
+        _say(f"kills {kind.name}: a start took {done.restart_max_s * 1e3:.0f} ms at most")
+
+
+def torture_daemon(places: Places, *, seed: int, time_s: float) -> None:
+    """The daemon, killed under three clients and three writers."""
+    with Running(places.base / "daemon", config=daemon_config(places)) as daemon:
+        killing = daemons.Killing(daemon, seed=seed)
+        killing.run(ROUNDS_MAX, until_s=time.monotonic() + time_s)
+    _say(f"daemon: {killing.kills} kills, {killing.ended} verbs acknowledged, {killing.written} lines written")
+    _say(f"daemon: a start took {killing.start_max_s:.2f} s at most, the interpreter included")
+
+
+FORMS: Final[dict[str, Callable[..., None]]] = {
+    "machine": torture_machine,
+    "kills": torture_kills,
+    "daemon": torture_daemon,
+}
+
+
+def main() -> None:
+    """Run the forms one after the other; an exception ends it with the traceback and status 1."""
+    parser = argparse.ArgumentParser(prog="scripts/torture", description=__doc__.partition("\n")[0])
+    parser.add_argument("forms", nargs="*", metavar="FORM", help=f"{', '.join(FORMS)}; all of them if none is given")
+    parser.add_argument("--time", type=float, default=60.0, metavar="SECONDS", help="for each form (default 60)")
+    parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(10**6), help="default: a new one")
+    given = parser.parse_args()
+    unknown = set(given.forms) - FORMS.keys()
+    if unknown:
+        parser.error(f"there is no form {', '.join(sorted(unknown))}; valid: {', '.join(FORMS)}")
+    logging.disable(logging.WARNING)
+    _say(f"seed {given.seed}, {given.time:.0f} s for each form, Linux {platform.release()}")
+    with tempfile.TemporaryDirectory(prefix="voldriver-torture-") as base, places_in_memory(Path(base)) as places:
+        for name in given.forms or FORMS:
+            begun_s = time.monotonic()
+            FORMS[name](places, seed=given.seed, time_s=given.time)
+            _, free_bytes = fs.capacity(places.base)
+            _say(f"{name}: ok after {time.monotonic() - begun_s:.0f} s, {free_bytes >> 20} MiB free in memory")
+    _say("nothing was lost, and nothing is left")
+
+
+if __name__ == "__main__":
+    main()

@@ -8,6 +8,7 @@ A commit takes a function, so that a vital one (unmount, remove, purge) can be t
 of the ballast was given up on a full disk.
 """
 
+import json
 import os
 import sqlite3
 import threading
@@ -152,9 +153,8 @@ class Store:
 
     def snapshot(self, snapshot_id: model.SnapshotId) -> model.Snapshot | None:
         """Return a snapshot or its tombstone."""
-        return next(
-            (rows.snapshot(row) for row in self._select("SELECT * FROM snapshots WHERE id = ?", snapshot_id)), None
-        )
+        found = self._select("SELECT * FROM snapshots WHERE id = ?", snapshot_id)
+        return next(map(rows.snapshot, found), None)
 
     def snapshot_named(self, volume_id: model.VolumeId, name: str) -> model.Snapshot | None:
         """Return a volume's live snapshot of a name."""
@@ -172,7 +172,10 @@ class Store:
     def search_snapshots(self, search: model.Search) -> list[model.Snapshot]:
         """Return a part of the list of all snapshots."""
         query, values = statement(search)
-        return [rows.snapshot(row) for row in self._select(query, *values)]
+        ids = [row[0] for row in self._select(query, *values)]
+        found = self._select("SELECT * FROM snapshots WHERE id IN (SELECT value FROM json_each(?))", json.dumps(ids))
+        snapshots = {row[0]: rows.snapshot(row) for row in found}
+        return [snapshots[each] for each in ids if each in snapshots]  # one may have gone between the two
 
     def expired_snapshots(self, now: datetime) -> list[model.Snapshot]:
         """Return the snapshots whose time has come."""

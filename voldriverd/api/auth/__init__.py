@@ -20,6 +20,7 @@ from voldriverd.api.auth import audit, browsers
 from voldriverd.api.auth.audit import Caller
 from voldriverd.api.auth.brake import Brake, source
 from voldriverd.api.auth.keyring import Keyring
+from voldriverd.api.rancher import answers, html
 from voldriverd.api.rancher.problems import Problem
 from voldriverd.model import Role, Secret
 from voldriverd.service import Service
@@ -48,7 +49,17 @@ class Door:
         self._is_loopback = is_loopback
 
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
-        """Answer one request; whatever happens, in the words of the API."""
+        """Answer one request; whatever happens, in the words of the API, for a browser as a page."""
+        response = await self._handle(request)
+        if (
+            isinstance(response, web.Response)
+            and html.is_wanted(request)
+            and response.content_type == "application/json"
+        ):
+            await html.turn(request, response, base=answers.base(request), token=browsers.token(request))
+        return response
+
+    async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
         try:
             caller = await self._identify(request)
         except Problem as err:

@@ -12,7 +12,20 @@ from typing import Any, Final
 
 from aiohttp import web
 
-from voldriverd.api.rancher import answers, body, events, filters, kinds, listing, problems, resources, roots, schemas
+from voldriverd.api.rancher import (
+    answers,
+    body,
+    events,
+    filters,
+    html,
+    kinds,
+    listing,
+    openapi,
+    problems,
+    resources,
+    roots,
+    schemas,
+)
 from voldriverd.api.rancher.answers import READING, VERSION
 from voldriverd.api.rancher.filters import Wish
 from voldriverd.api.rancher.kind import Kind, Made
@@ -42,16 +55,17 @@ class _Asked:
     def query(self) -> list[tuple[str, str]]:
         return list(self.request.query.items())
 
-    def allow(self, methods: Collection[str], *, why: str | None = None) -> None:
-        """Refuse other methods. Raises Problem (405)."""
+    def allow(self, methods: Collection[str], *, why: str | None = None, elsewhere: Collection[str] = ()) -> None:
+        """Refuse other methods; those `elsewhere` are allowed with another query. Raises Problem (405)."""
         if self.method not in methods:
             reason = f": {why}" if why else f"; there is {', '.join(sorted(methods))}"
             message = f"cannot {self.method[:20]} {self.request.path[:200]}{reason}"
-            raise Problem(HTTPStatus.METHOD_NOT_ALLOWED, message)
+            raise Problem(HTTPStatus.METHOD_NOT_ALLOWED, message, allowed={*methods, *elsewhere})
 
     async def fields(self) -> body.Body:
         """Return the fields of the body. Raises Problem (400)."""
-        return body.decode(await self.request.read(), self.request.headers.get("Content-Type", ""))
+        content_type = self.request.headers.get("Content-Type", "")
+        return body.decode(await self.request.read(), content_type, keeps_blank=self.method == "PUT")
 
 
 class Api:
@@ -71,7 +85,9 @@ class Api:
         base = answers.base(request)
         try:
             response = await self._answer(request, base)
-            return await answers.polish(request, response) if isinstance(response, web.Response) else response
+            if isinstance(response, web.Response) and not html.is_wanted(request):
+                return await answers.polish(request, response)
+            return response  # noqa: TRY300 - the rest is what goes wrong
         except Problem as err:
             problem = err
         except Error as err:
@@ -84,11 +100,11 @@ class Api:
             _log.exception("verb=%s path=%s result=internal error", request.method, request.path)
             message = "internal error of voldriverd; its log has the details"
             problem = Problem(HTTPStatus.INTERNAL_SERVER_ERROR, message)
-        return answers.respond(base, problem.status, problem.show())
+        return answers.respond(base, problem.status, problem.show(), problem.headers)
 
     def answer(self, request: web.BaseRequest, problem: Problem) -> web.Response:
         """Return the answer to a request that met a problem before it came here."""
-        return answers.respond(answers.base(request), problem.status, problem.show())
+        return answers.respond(answers.base(request), problem.status, problem.show(), problem.headers)
 
     def refuse(self, status: int, text: str) -> web.Response:
         """Return the answer to what cannot even be read as a request, and so says no name for us."""
@@ -100,9 +116,12 @@ class Api:
         version, *parts = [part for part in request.path.split("/") if part] or [""]
         if version.lower() not in {"", VERSION}:
             raise problems.not_found(f"there is no version {version[:60]!r} of this API, only {VERSION}")
-        if not parts or parts[0].lower() in {"schema", "schemas"}:
+        if roots.is_above(parts):
             asked.allow(READING)
-            return answers.respond(base, HTTPStatus.OK, roots.describe(base, version, parts[1:], is_schema=bool(parts)))
+            return answers.respond(base, HTTPStatus.OK, roots.describe(base, version, parts))
+        if parts == [openapi.NAME]:
+            asked.allow(READING)
+            return answers.respond(base, HTTPStatus.OK, openapi.document(base))
         if [part.lower() for part in parts] == [_EVENTS]:
             asked.allow({"GET"})
             return await self._events.stream(request, answers.schemas_url(base))
@@ -130,7 +149,7 @@ class Api:
         if asked.method == "POST" and action is not None:
             return await self._act(asked, kind, row, action)
         allowed = READING | ({"PUT"} if kind.update else set()) | ({"DELETE"} if kind.remove else set())
-        asked.allow(allowed, why=kind.why_fixed)
+        asked.allow(allowed, why=kind.why_fixed, elsewhere=("POST",) if kind.schema.actions else ())
         made = Made(kind.schema.id, row)
         if asked.method == "PUT" and kind.update is not None:
             made = await kind.update(self._service, row, await asked.fields())
@@ -153,7 +172,7 @@ class Api:
         stream, link = kind.streams.get(name.lower()), kind.schema.links.get(name.lower())
         if stream is not None:
             asked.allow({"GET"})
-            return await stream(self._service, row, asked.request, answers.schemas_url(asked.base))
+            return await stream.send(self._service, row, asked.request, answers.schemas_url(asked.base))
         if link is None:
             raise problems.not_found(f"there is no link {name[:60]!r} of a {kind.schema.id}")
         target = kinds.ALL[link.type]

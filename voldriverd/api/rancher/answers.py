@@ -43,9 +43,11 @@ def schemas_url(base: str) -> str:
     return f"{base}/schemas"
 
 
-def respond(base: str, status: HTTPStatus, shown: Mapping[str, Any]) -> web.Response:
-    """Return a resource or a collection as an answer."""
-    headers = {"Content-Type": "application/json; charset=utf-8", "X-API-Schemas": schemas_url(base)}
+def respond(
+    base: str, status: HTTPStatus, shown: Mapping[str, Any], others: Mapping[str, str] | None = None
+) -> web.Response:
+    """Return a resource or a collection as an answer, with other headers if there are any."""
+    headers = {"Content-Type": "application/json; charset=utf-8", "X-API-Schemas": schemas_url(base), **(others or {})}
     return web.Response(status=status, body=json.dumps(shown, default=dict).encode(), headers=headers)
 
 

@@ -24,17 +24,19 @@ Body = dict[str, Any]
 """The fields that were given: texts, whole numbers, booleans, datetimes, maps of texts, the numbers of references."""
 
 
-def decode(raw: bytes, content_type: str = "") -> Body:
+def decode(raw: bytes, content_type: str = "", *, keeps_blank: bool = False) -> Body:
     """Return the object of a body; an empty one is an empty object. Raises Problem (400).
 
     It is JSON unless it is called a form and does not begin with `{`: curl calls everything a form. In a form a blank
-    field is one that was not given, and `labels.tier=db` is a map's key. Of a multipart one files are taken for texts.
+    field is one that was not given, unless `keeps_blank` (in an update it empties what is there), and `labels.tier=db`
+    is a map's key. Lines end with a line feed, as they do elsewhere. Of a multipart one files are taken for texts.
     """
     if not raw.strip():
         return {}
     kind = content_type.partition(";")[0].strip().lower()
     if kind in _FORMS and not raw.lstrip().startswith(b"{"):
-        return _nested(_FORMS[kind](raw, content_type))
+        fields = [(name, value.replace("\r\n", "\n")) for name, value in _FORMS[kind](raw, content_type)]
+        return _nested([each for each in fields if each[1] or keeps_blank])
     try:
         found = json.loads(raw)
     except (ValueError, RecursionError) as err:
@@ -46,7 +48,7 @@ def decode(raw: bytes, content_type: str = "") -> Body:
 
 def _plain_form(raw: bytes, _content_type: str) -> list[tuple[str, str]]:
     try:
-        return parse_qsl(raw.decode(), max_num_fields=FORM_FIELDS_MAX)
+        return parse_qsl(raw.decode(), keep_blank_values=True, max_num_fields=FORM_FIELDS_MAX)
     except ValueError as err:
         raise _unreadable(f"cannot read the body: it is not a form: {err}") from err
 
@@ -60,7 +62,7 @@ def _multipart_form(raw: bytes, content_type: str) -> list[tuple[str, str]]:
     fields = []
     for part in message.iter_parts() if message.is_multipart() else ():
         name, value = part.get_param("name", header="Content-Disposition"), part.get_payload(decode=True)
-        if isinstance(name, str) and isinstance(value, bytes) and value:
+        if isinstance(name, str) and isinstance(value, bytes):
             fields.append((name, value.decode(errors="replace")))
     return fields
 
@@ -152,6 +154,9 @@ def _date(name: str, _field: Field, value: object) -> object:
 
 
 def _map(name: str, field: Field, value: object) -> dict[str, str]:
+    """Read an object, or a text with a line `key=value` for each key, as text areas of forms send it."""
+    if isinstance(value, str) and all("=" in line for line in value.split("\n") if line):
+        value = dict(line.split("=", 1) for line in value.split("\n") if line)
     if not isinstance(value, dict):
         _refuse_format(name, field, value)
     inner = Field("string")

@@ -38,6 +38,17 @@ async def _plain_refusal(_service: Service, _row: Any, action: str) -> str:
 
 
 @dataclass(frozen=True, slots=True)
+class Stream(Generic[R]):
+    """What is read below a resource and is no resource."""
+
+    send: Callable[[Service, R, web.BaseRequest, str], Awaitable[web.StreamResponse]]
+    """Takes the schemas' URL last."""
+    content_type: str
+    parameters: Mapping[str, str]
+    """What may stand in the query, and what it means."""
+
+
+@dataclass(frozen=True, slots=True)
 class Kind(Generic[R]):
     """One type; what is None is not allowed for it."""
 
@@ -62,10 +73,8 @@ class Kind(Generic[R]):
     why_fixed: str | None = None
     """Why it cannot be created, changed or removed here."""
     actions: Mapping[str, Callable[[Service, R, Body], Awaitable[Made]]] = field(default_factory=dict)
-    streams: Mapping[str, Callable[[Service, R, web.BaseRequest, str], Awaitable[web.StreamResponse]]] = field(
-        default_factory=dict
-    )
-    """What is read below a resource and is no resource, by the last part of the path; the text is the schemas' URL."""
+    streams: Mapping[str, Stream[R]] = field(default_factory=dict)
+    """What is read below a resource and is no resource, by the last part of the path."""
 
 
 def number(schema: Schema, text: str) -> int:

@@ -4,6 +4,7 @@ Rancher leaves the message of a validation error null; ours always says what is 
 """
 
 import uuid
+from collections.abc import Iterable
 from http import HTTPStatus
 from typing import Any, Final
 
@@ -18,12 +19,22 @@ _OWN_FIELDS: Final = frozenset({*_CODES, "driver", "driverOpts", "size", "expire
 class Problem(Exception):
     """A request that is answered with an error resource."""
 
-    def __init__(self, status: HTTPStatus, message: str, *, code: str | None = None, field: str | None = None) -> None:
-        """Take the code from the status if none is given."""
+    def __init__(
+        self,
+        status: HTTPStatus,
+        message: str,
+        *,
+        code: str | None = None,
+        field: str | None = None,
+        allowed: Iterable[str] = ("GET", "HEAD"),
+    ) -> None:
+        """Take the code from the status if none is given; `allowed` are the methods in place of one that is not."""
         super().__init__(message)
         self.status = status
         self.code = code or status.phrase.title().replace(" ", "")
         self.field = field
+        self.headers = {"Allow": ", ".join(sorted(allowed))} if status is HTTPStatus.METHOD_NOT_ALLOWED else {}
+        """What HTTP wants to be said beside it (RFC 9110, 15.5.6)."""
 
     def show(self) -> dict[str, Any]:
         """Write it down as a resource."""

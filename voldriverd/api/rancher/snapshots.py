@@ -13,7 +13,7 @@ from voldriverd.api.rancher import body, ids, problems, schemas, searches, strea
 from voldriverd.api.rancher.backups import NONE_YET
 from voldriverd.api.rancher.body import Body
 from voldriverd.api.rancher.filters import Wish
-from voldriverd.api.rancher.kind import ACCOUNT, Kind, Made, number, transition
+from voldriverd.api.rancher.kind import ACCOUNT, Kind, Made, Stream, number, transition
 from voldriverd.api.rancher.problems import Problem
 from voldriverd.engine.snapshots import Wish as SnapshotWish
 from voldriverd.model import SnapshotState
@@ -134,7 +134,7 @@ async def _difference(
     other = None if wanted is None else await _other(service, snapshot, wanted)
     async with service.difference(snapshot, other) as changes:
         lines = (streams.line({"path": change.path, "change": change.kind.value}) for change in changes)
-        return await streams.send(service, request, schemas_url, "application/x-ndjson", lines)
+        return await streams.send(service, request, schemas_url, _DIFFERENCE.content_type, lines)
 
 
 async def _other(service: Service, snapshot: model.Snapshot, text: str) -> model.Snapshot:
@@ -154,8 +154,11 @@ async def _archive(
     """Answer with one file or folder as a tar stream; a path may hold bytes that are no UTF-8."""
     query = dict(parse_qsl(request.rel_url.raw_query_string, errors="surrogateescape"))
     async with service.archive(snapshot, query.get("path", "")) as chunks:
-        return await streams.send(service, request, schemas_url, "application/x-tar", chunks)
+        return await streams.send(service, request, schemas_url, _ARCHIVE.content_type, chunks)
 
+
+_DIFFERENCE: Final = Stream(_difference, "application/x-ndjson", {"to": "a later snapshot, or the volume as it is"})
+_ARCHIVE: Final = Stream(_archive, "application/x-tar", {"path": "of one file or folder; all of it"})
 
 KIND: Final = Kind(
     schema=schemas.SNAPSHOT,
@@ -169,5 +172,5 @@ KIND: Final = Kind(
     update=_update,
     remove=_remove,
     actions={"remove": _remove_action},
-    streams={"difference": _difference, "archive": _archive},
+    streams={"difference": _DIFFERENCE, "archive": _ARCHIVE},
 )

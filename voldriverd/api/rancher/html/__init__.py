@@ -20,6 +20,7 @@ from urllib.parse import quote
 from aiohttp import web
 
 from voldriverd.api.rancher import schemas
+from voldriverd.api.rancher.answers import READING
 from voldriverd.api.rancher.html import data, forms
 from voldriverd.api.rancher.html.style import STYLE
 
@@ -28,7 +29,6 @@ REFRESH_S: Final = 2
 """How often the page of what is still being made is loaded again."""
 THREAD_BYTES: Final = 128 << 10
 """From here on a page is made beside the event loop: that takes some 50 ms a MB."""
-_READING: Final = frozenset({"GET", "HEAD"})
 _CSP: Final = "; ".join(
     [
         "default-src 'none'",
@@ -56,20 +56,24 @@ def is_wanted(request: web.BaseRequest) -> bool:
     return "*/*" in request.headers.get("Accept", "") and "mozilla" in request.headers.get("User-Agent", "").lower()
 
 
-async def page(request: web.BaseRequest, response: web.Response, *, base: str, token: str) -> web.Response:
-    """Return an answer in JSON as a page; `base` is the URL of the version, `token` what forms send as `CSRF`."""
+async def turn(request: web.BaseRequest, response: web.Response, *, base: str, token: str) -> None:
+    """Turn an answer in JSON into a page; `base` is the URL of the version, `token` what forms send as `CSRF`.
+
+    What is no resource (the OpenAPI document) stays as it is.
+    """
     assert isinstance(response.body, bytes), "an answer in JSON has its bytes"
     answer = json.loads(response.body)
-    self_url = answer["links"].get("self")
-    if request.method not in _READING and response.status < HTTPStatus.BAD_REQUEST and not _is_shown_once(answer):
-        headers = {"Location": self_url, "X-API-Schemas": response.headers["X-API-Schemas"]}
-        return web.Response(status=HTTPStatus.SEE_OTHER, headers=headers)
+    if "links" not in answer:
+        return
+    if request.method not in READING and response.status < HTTPStatus.BAD_REQUEST and not _is_shown_once(answer):
+        response.set_status(HTTPStatus.SEE_OTHER)
+        response.headers["Location"] = answer["links"]["self"]
     if len(response.body) < THREAD_BYTES:
         text = _text(answer, base, token, request)
     else:
         text = await asyncio.to_thread(_text, answer, base, token, request)
-    kept = {name: value for name, value in response.headers.items() if name not in {"Content-Length", "Content-Type"}}
-    return web.Response(status=response.status, body=text.encode(errors="backslashreplace"), headers=kept | _HEADERS)
+    response.body = text.encode(errors="backslashreplace")
+    response.headers.update(_HEADERS)
 
 
 def _is_shown_once(answer: dict[str, Any]) -> bool:
@@ -79,17 +83,16 @@ def _is_shown_once(answer: dict[str, Any]) -> bool:
 
 
 def _text(answer: dict[str, Any], base: str, token: str, request: web.BaseRequest) -> str:
-    is_going = answer.get("transitioning") == "yes"
-    refresh = f'<meta http-equiv="refresh" content="{REFRESH_S}; url={escape(answer["links"]["self"])}">'
     title = escape(_title(answer))
+    plain = str(request.rel_url.update_query({FORMAT: "json"}))
     return "".join(
         [
             '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n',
             f"<title>{title} - voldriverd</title>\n",
             '<meta name="viewport" content="width=device-width">\n<link rel="icon" href="data:,">\n',
-            f"{refresh}\n" if is_going else "",
+            _refresh(answer),
             f"<style>{STYLE}</style>\n</head>\n<body>\n",
-            f'<nav>{" / ".join(_crumbs(request.path))} <a href="?{FORMAT}=json">JSON</a></nav>\n',
+            f'<nav>{" / ".join(_crumbs(request.path))} <a href="{escape(plain)}">JSON</a></nav>\n',
             f"<h1>{title}</h1>\n",
             "".join(f'<p class="note">{escape(note)}</p>\n' for note in _notes(answer)),
             *forms.of(answer, base, token),
@@ -98,6 +101,12 @@ def _text(answer: dict[str, Any], base: str, token: str, request: web.BaseReques
             "</body>\n</html>\n",
         ]
     )
+
+
+def _refresh(answer: dict[str, Any]) -> str:
+    if answer.get("transitioning") != "yes":
+        return ""
+    return f'<meta http-equiv="refresh" content="{REFRESH_S}; url={escape(answer["links"]["self"])}">\n'
 
 
 def _title(answer: dict[str, Any]) -> str:

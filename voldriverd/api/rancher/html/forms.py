@@ -32,12 +32,14 @@ def of(answer: Mapping[str, Any], base: str, token: str) -> Iterator[str]:
 
 
 def _fields(schema: Schema, mark: str) -> Mapping[str, Field]:
-    """Return the fields that may be given at a creation or an update."""
-    return {name: field for name, field in schema.fields.items() if getattr(field, mark)}
+    """Return the fields that may be given at a creation or an update, those first that must be."""
+    fields = {name: field for name, field in schema.fields.items() if getattr(field, mark)}
+    return dict(sorted(fields.items(), key=lambda each: not each[1].required))
 
 
 def _form(title: str, url: str, fields: Mapping[str, Field], values: Mapping[str, Any], token: str) -> str:
-    labels = "".join(_label(name, field, values.get(name, field.default)) for name, field in fields.items())
+    given = {name: values.get(name, field.default) for name, field in fields.items()}
+    labels = "".join(_label(name, fields[name], value) for name, value in given.items() if _is_writable(value))
     hidden = f'<input type="hidden" name="CSRF" value="{escape(token)}">'
     button = f"<button>{escape(title)}</button>"
     form = f'<form method="post" action="{escape(url)}">{hidden}\n{labels}{button}</form>'
@@ -72,18 +74,24 @@ def _control(field: Field, attributes: str, value: object) -> str:
     placeholder = _PLACEHOLDERS.get(field.kind) or (f"1{_letters(field)}5" if _letters(field) else "")
     attributes += f' placeholder="{escape(placeholder)}"' if placeholder else ""
     attributes += f' maxlength="{field.max_length}"' if field.max_length is not None else ""
-    if field.kind in _LINES:
+    if field.kind in _LINES or (isinstance(value, str) and "\n" in value):
         return f'<textarea {attributes} rows="3">\n{escape(_lines(value))}</textarea>'
     kind = {"password": "password", "int": "number"}.get(field.kind, "text")
-    return (
-        f'<input type="{kind}" {attributes} value="{escape("" if value is None else str(value))}" autocomplete="off">'
-    )
+    attributes += ' autocomplete="new-password"' if kind == "password" else ""
+    return f'<input type="{kind}" {attributes} value="{escape("" if value is None else str(value))}">'
 
 
 def _letters(field: Field) -> str | None:
     """Return the letters in the ids that a reference may have."""
     target = schemas.ALL.get(field.inner) if field.kind == "reference" else None
     return None if target is None else target.letters
+
+
+def _is_writable(value: object) -> bool:
+    """Tell whether a value comes back as it was; what does not is left out, and so as it is."""
+    if isinstance(value, Mapping):
+        return all("=" not in key and not {"\n", "\r"} & {*key, *each} for key, each in value.items())
+    return not isinstance(value, str) or "\r" not in value
 
 
 def _lines(value: object) -> str:

@@ -5,7 +5,7 @@ that of any of them. Bodies are described as they should be; what else is taken 
 there are not) is said in `api.rancher.body`.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from http import HTTPStatus
 from typing import Any, Final
 
@@ -34,6 +34,12 @@ _CHANGING: Final = (
     HTTPStatus.UNPROCESSABLE_ENTITY,
 )
 _ID: Final[_Json] = {"name": "id", "in": "path", "required": True, "schema": {"type": "string"}}
+_PAGE: Final[Mapping[str, _Json]] = {
+    "limit": {"name": "limit", "in": "query", "schema": {"type": "integer"}},
+    "marker": {"name": "marker", "in": "query", "schema": {"type": "string"}},
+    "order": {"name": "order", "in": "query", "schema": {"enum": ["asc", "desc"]}},
+}
+"""What every list takes."""
 
 
 def document(base: str) -> _Json:
@@ -51,6 +57,8 @@ def document(base: str) -> _Json:
         "paths": dict(_paths()),
         "components": {
             "securitySchemes": {"basic": {"type": "http", "scheme": "basic"}},
+            "parameters": _PAGE,
+            "responses": {each.name: _answer(shapes.named("error"), about=each.phrase) for each in _CHANGING},
             "schemas": shapes.all_named(),
         },
     }
@@ -65,8 +73,9 @@ def _paths() -> Iterable[tuple[str, _Json]]:
             yield f"{path}/{{id}}/{name}", {"parameters": [_ID], **_link(kind.schema, name, link)}
         for name, stream in kind.streams.items():
             yield f"{path}/{{id}}/{name}", {"parameters": [_ID], "get": _stream(kind, name, stream)}
-    yield "/schemas", _collection(schemas.SCHEMA, "schema", can_create=False)
-    yield "/schemas/{id}", {"parameters": [_ID], "get": _read("getSchema", schemas.SCHEMA)}
+    for schema in (schemas.SCHEMA, schemas.API_VERSION):
+        yield f"/{schema.plural.lower()}", _collection(schema, schema.id, can_create=False)
+        yield f"/{schema.plural.lower()}/{{id}}", {"parameters": [_ID], "get": _read(f"get{_title(schema.id)}", schema)}
     events = _operation("listEvents", {"200": _answer({"type": "string"}, "text/event-stream")}, _READING)
     yield f"/{schemas.EVENT.plural}", {"get": events}
     yield f"/{NAME}", {"get": _operation("getOpenapi", {"200": _answer({"type": "object"})}, _READING)}
@@ -131,7 +140,7 @@ def _change(name: str, bodies: tuple[_Json, ...], schema: Schema, statuses: tupl
 
 
 def _operation(name: str, responses: _Json, refusals: tuple[HTTPStatus, ...]) -> _Json:
-    errors = {str(int(status)): _answer(shapes.named("error"), about=status.phrase) for status in sorted(refusals)}
+    errors = {str(int(status)): {"$ref": f"#/components/responses/{status.name}"} for status in sorted(refusals)}
     return {"operationId": name, "responses": responses | errors}
 
 
@@ -140,18 +149,17 @@ def _answer(schema: _Json, content_type: str = "application/json", about: str = 
 
 
 def _list_parameters(schema: Schema) -> Iterable[_Json]:
-    yield {"name": "limit", "in": "query", "schema": {"type": "integer"}}
-    yield {"name": "marker", "in": "query", "schema": {"type": "string"}}
-    yield {"name": "sort", "in": "query", "schema": {"enum": list(schema.filters())}}
-    yield {"name": "order", "in": "query", "schema": {"enum": ["asc", "desc"]}}
-    yield {"name": "include", "in": "query", "schema": {"type": "array", "items": {"enum": list(schema.links)}}}
-    for name, modifiers in schema.filters().items():
-        for modifier in modifiers:
-            yield _query(name if modifier == "eq" else f"{name}_{modifier}")
+    yield from ({"$ref": f"#/components/parameters/{name}"} for name in _PAGE)
+    if schema.filters():
+        yield {"name": "sort", "in": "query", "schema": {"enum": list(schema.filters())}}
+        yield {"name": "filter", "in": "query", "explode": True, "schema": shapes.named(f"{schema.id}Filter")}
+    if schema.links:
+        links = {"type": "array", "items": {"enum": list(schema.links)}}
+        yield {"name": "include", "in": "query", "explode": True, "schema": links}
 
 
-def _query(name: str, about: str = "") -> _Json:
-    return {"name": name, "in": "query", "schema": {"type": "string"}} | ({"description": about} if about else {})
+def _query(name: str, about: str) -> _Json:
+    return {"name": name, "in": "query", "description": about, "schema": {"type": "string"}}
 
 
 def _title(name: str) -> str:

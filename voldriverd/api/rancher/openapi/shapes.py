@@ -34,7 +34,7 @@ _COLLECTION: Final[Mapping[str, Shape]] = {
 
 
 def all_named() -> dict[str, Shape]:
-    """Return the shapes that others name: of every schema, and of what each can be created and updated with."""
+    """Return the shapes that others name: of each schema, and of what it is created, updated and filtered with."""
     shapes: dict[str, Shape] = {}
     for name, schema in schemas.ALL.items():
         shapes[name] = _body(schema, "create") if is_value(schema) else _resource(schema)
@@ -42,6 +42,8 @@ def all_named() -> dict[str, Shape]:
             shapes[f"{name}Create"] = _body(schema, "create")
         if "PUT" in schema.resource_methods:
             shapes[f"{name}Update"] = _body(schema, "update")
+        if schema.filters():
+            shapes[f"{name}Filter"] = _filter(schema)
     return shapes
 
 
@@ -89,6 +91,16 @@ def _body(schema: Schema, mark: str) -> Shape:
     required = sorted(name for name, field in fields.items() if field.required and mark == "create")
     shape = {"type": "object", "properties": {name: _field(field) for name, field in fields.items()}}
     return shape | ({"required": required} if required else {})
+
+
+def _filter(schema: Schema) -> Shape:
+    """Return the shape of what lists can be narrowed by, each as a parameter of the query."""
+    names = [
+        name if modifier == "eq" else f"{name}_{modifier}"
+        for name, found in schema.filters().items()
+        for modifier in found
+    ]
+    return {"type": "object", "properties": {name: {"type": "string"} for name in names}}
 
 
 def _field(field: Field) -> Shape:

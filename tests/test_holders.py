@@ -120,3 +120,22 @@ def test_a_holder_that_let_go_is_kept_by_nobody(bench: Bench, asker: "subprocess
     asyncio.run(copied())
     reconciled_later(bench, service)
     assert holders(bench) == []
+
+
+def test_a_holder_that_an_earlier_dockerd_left_is_not_kept_by_the_next_one(
+    bench: Bench, asker: "subprocess.Popen[bytes]"
+) -> None:
+    service, volume = Service(bench.engine), bench.volume("db")
+
+    async def mounted_again_under_the_old_id() -> None:
+        await service.mount(volume.id, "container", peer_pid=asker.pid)
+        asker.send_signal(signal.SIGKILL)
+        asker.wait()
+        await service.mount(volume.id, "container", peer_pid=os.getpid())
+        await service.unmount(volume.id, "container", peer_pid=os.getpid())
+
+    asyncio.run(mounted_again_under_the_old_id())
+    assert holders(bench) == ["container"]
+    reconciled_later(bench, service)
+    assert holders(bench) == []
+    assert not is_mounted(bench)

@@ -142,7 +142,7 @@ class Service:
             self._askers.note(volume_id, holder, peer_pid)
         return path
 
-    async def unmount(self, volume_id: model.VolumeId, holder: str) -> None:
+    async def unmount(self, volume_id: model.VolumeId, holder: str, *, peer_pid: int | None = None) -> None:
         """Let a holder go once, at once, and unmount after the last one.
 
         A busy volume is no error: dockerd would use the holder's name again for ever. What cannot be
@@ -150,8 +150,9 @@ class Service:
         """
         letting_go = self.runner.run("unmount", mounts.let_go, self.engine, volume_id, holder)
         await asyncio.shield(self.runner.spawn(letting_go))
+        self._askers.drop(volume_id, holder, peer_pid)
         if all(mount.holder != holder for mount in self.store.mounts(volume_id)):
-            self._askers.drop(volume_id, holder)
+            self._askers.forget(volume_id, holder)
         task = self.runner.spawn(
             self._quietly("unmount", volume_id, lambda volume: mounts.detach_unheld(self.engine, volume), wait_s=WAIT_S)
         )

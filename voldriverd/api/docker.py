@@ -135,10 +135,10 @@ class Plugin:
         path = await self._service.mount(volume.id, holder, peer_pid=peers.pid(request))
         return {"Mountpoint": str(path)}
 
-    async def _unmount(self, _request: web.BaseRequest, body: _Body) -> _Answer:
+    async def _unmount(self, request: web.BaseRequest, body: _Body) -> _Answer:
         volume, holder = self._service.store.volume_named(_text(body, "Name")), _holder(body)
         if volume is not None:
-            await self._service.unmount(volume.id, holder)
+            await self._service.unmount(volume.id, holder, peer_pid=peers.pid(request))
         return {}
 
     async def _path(self, _request: web.BaseRequest, body: _Body) -> _Answer:

@@ -189,14 +189,15 @@ class Loop:
         if fs_type == "ext4" and image.is_ext4_grown(path, size_bytes):
             return
         device = loop.attached(path)
-        if fs_type == "ext4" and device and not image.may_grow_mounted_ext4():
+        may_grow_mounted = fs_type != "ext4" or image.may_grow_mounted_ext4()
+        if device and not may_grow_mounted:
             cause = "ext4 does not grow while mounted; unmount the volume first, or give the daemon CAP_SYS_RESOURCE"
             raise Unsupported(f"cannot resize tree {key}: {cause}")
         is_thick = image.is_thick(path)
         if is_thick:
             self._check_space(f"resize tree {key}", size_bytes - status.st_blocks * 512)
-        if fs_type == "ext4" and not device:
-            self._grow_unmounted(key, path, size_bytes, thick=is_thick)
+        if not device and fs_type == "ext4" and (Capability.COW in self.capabilities or not may_grow_mounted):
+            self._grow_aside(key, path, size_bytes, thick=is_thick)
             return
         image.lengthen(path, size_bytes, thick=is_thick)
         if device:
@@ -287,23 +288,29 @@ class Loop:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from err
             raise
 
-    def _grow_unmounted(self, key: Key, path: Path, size_bytes: int, *, thick: bool) -> None:
-        """Grow an ext4 image; where that costs nothing, a clone of it that takes its place when it is done.
+    def _grow_aside(self, key: Key, path: Path, size_bytes: int, *, thick: bool) -> None:
+        """Grow a copy of an ext4 image that takes its place when it is done. Raises also Unusable: no space for one.
 
-        resize2fs in place is not safe against a power cut, only against our own end.
+        What resize2fs has begun in place cannot be taken back. When it was killed, e2fsck -p did not mend 15 of 115
+        images; a growth from 64 MiB to 100 GiB it gave up itself, and left errors (e2fsprogs 1.47).
         """
-        if Capability.COW not in self.capabilities:
-            image.lengthen(path, size_bytes, thick=thick)
-            image.grow_unmounted_ext4(path)
-            return
         with path.open("rb", buffering=0) as file, self._part(key) as (fd, part):
-            fs.reflink(file.fileno(), fd)
+            self._copy(f"resize tree {key}", file.fileno(), fd)
             os.fchmod(fd, path.stat().st_mode)
             if thick:
                 image.make_thick(fd, size_bytes)
             else:
                 os.ftruncate(fd, size_bytes)
             image.grow_unmounted_ext4(part)
+
+    def _copy(self, what: str, source_fd: int, target_fd: int) -> None:
+        """Share the extents of an image where the pool has reflinks, else copy what is no hole. Raises Unusable."""
+        if Capability.COW in self.capabilities:
+            fs.reflink(source_fd, target_fd)
+            return
+        status = os.fstat(source_fd)
+        self._check_space(what, status.st_blocks * 512)
+        content.Content().copy(source_fd, target_fd, status.st_size)
 
     def _is_served(self, key: Key, path: Path) -> bool:
         """Tell whether it is the directory of this image that one sees at the mount point."""

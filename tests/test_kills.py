@@ -6,7 +6,7 @@ The short forms of `scripts/torture kills` and `scripts/torture daemon`, and wha
 import errno
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
@@ -15,11 +15,13 @@ import pytest
 from tests.engines import Bench, bench_on
 from tests.memory import PowerCut
 from tests.running import Running
+from tests.scratch import Scratch
 from tests.torture import daemons, kills
 from tests.torture.bench import KINDS, MIB, Places, daemon_config, places_in_memory
 from tests.torture.bench import Bench as RealBench
 from voldriverd.engine import snapshots, volumes
-from voldriverd.kernel import btrfs, fs, image, ioctl, mount, qgroup
+from voldriverd.errors import Unusable
+from voldriverd.kernel import btrfs, fs, image, ioctl, mount, qgroup, run
 from voldriverd.model import VolumeState
 
 pytestmark = pytest.mark.root
@@ -171,3 +173,22 @@ def test_a_quota_group_that_the_kernel_is_not_done_with_keeps_no_pool_closed(
             patch.setattr(btrfs, "exists", lambda *_: False)
             patch.setattr(ioctl, "call", fail)
             qgroup.sweep(fd, bench.driver._file_system_id)  # type: ignore[attr-defined] # of the btrfs driver
+
+
+def test_a_resize_that_its_tool_cannot_do_leaves_the_volume_whole_without_reflinks_too(places: Places) -> None:
+    """The tool resize2fs 1.47 gives up in the middle of a growth by more than a factor of 1,024."""
+    scratch = Scratch(places.base / "ext4")
+    pool_root = scratch.make("ext4") / "pool"
+    bench = RealBench(next(kind for kind in KINDS if kind.name == "loop"), places.base / "bench", pool_root)
+    try:
+        bench.create("db", size="64M")
+        with bench.written("db") as place:
+            (place / "file").write_text("precious")
+        with suppress(Unusable):  # a kernel that may grow it mounted can do it
+            volumes.resize(bench.engine, bench.volume("db"), 100 << 30)
+        run.run(["e2fsck", "-f", "-n", str(pool_root / "trees" / bench.volume("db").tree)])
+        with bench.written("db") as place:
+            assert (place / "file").read_text() == "precious"
+    finally:
+        bench.vanish()
+        scratch.close()

@@ -18,7 +18,7 @@ from drivers.directory import Directory
 from tests.engines import Bench, bench_on
 from voldriverd import model, names, runner, service, store, usages
 from voldriverd.api import middleware, rancher
-from voldriverd.api.rancher import snapshots, streams, volumes
+from voldriverd.api.rancher import resources, snapshots, streams, volumes
 from voldriverd.driver import Change, ChangeKind, Key, Usage
 from voldriverd.engine import inspection, pools
 from voldriverd.engine.context import Limits
@@ -148,6 +148,28 @@ def test_a_revert_that_takes_long_says_at_once_what_will_undo_it(bench: Bench, m
         gate.open()
         assert (await client.until("/v1/volumes/1v1", transitioning="no"))["state"] == "inactive"
         assert (await client.ask("GET", "/v1/snapshots/1s2"))[1]["automatic"] is True
+
+    served(bench, scenario)
+
+
+@pytest.mark.parametrize(
+    ("room", "sizes"), [(3, [2, 1, 0]), (2, [2, None, 0]), (1, [None, 1, 0]), (0, [None, None, 0])]
+)
+def test_what_is_included_is_bounded_and_where_it_does_not_fit_the_link_stays(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, room: int, sizes: list[int | None]
+) -> None:
+    monkeypatch.setattr(resources, "INCLUDED_MAX", room)
+
+    async def scenario(client: Client) -> None:
+        for name in ("a", "b", "c"):
+            await client.make(name)
+        for volume_id in ("1v1", "1v1", "1v2"):
+            _, made = await client.ask("POST", f"/v1/volumes/{volume_id}?action=snapshot")
+            await client.until(f"/v1/snapshots/{made['id']}", transitioning="no")
+        _, listed = await client.ask("GET", "/v1/volumes?limit=9&include=snapshots")
+        shown = [len(each["snapshots"]) if "snapshots" in each else None for each in listed["data"]]
+        assert shown == sizes
+        assert all(("snapshots" in each) != ("snapshots" in each["links"]) for each in listed["data"])
 
     served(bench, scenario)
 

@@ -32,7 +32,7 @@ from voldriverd.api.rancher.kind import Kind, Made
 from voldriverd.api.rancher.problems import Problem
 from voldriverd.api.rancher.resources import View
 from voldriverd.api.rancher.schema import Link
-from voldriverd.errors import Error
+from voldriverd.errors import Error, NotFound
 from voldriverd.service import Service
 
 _log = logging.getLogger(__name__)
@@ -166,7 +166,12 @@ class Api:
         if action not in kind.offered(self._service, row):
             message = await kind.refusal(self._service, row, action)
             raise problems.invalid("ActionNotAvailable", message, field="action")
-        return await self._show_made(asked, await kind.actions[action](self._service, row, await asked.fields()))
+        fields = await asked.fields()
+        try:
+            made = await kind.actions[action](self._service, row, fields)
+        except NotFound as err:  # it was offered, and while we waited for its turn the resource went
+            raise problems.invalid("ActionNotAvailable", str(err), field="action") from err
+        return await self._show_made(asked, made)
 
     async def _below(self, asked: _Asked, kind: Kind[Any], row: Any, name: str) -> web.StreamResponse:
         stream, link = kind.streams.get(name.lower()), kind.schema.links.get(name.lower())

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from voldriverd.api.rancher import kinds, listing
 from voldriverd.api.rancher.filters import Condition, Wish
@@ -12,6 +12,9 @@ from voldriverd.api.rancher.problems import Problem
 from voldriverd.api.rancher.schema import Link
 from voldriverd.errors import NotFound
 from voldriverd.service import Service
+
+INCLUDED_MAX: Final = listing.LIMIT_MAX
+"""How many resources are put into others in one answer: as many as the longest list has."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,13 +44,13 @@ def url(base: str, kind: Kind[Any], row: Any) -> str:
 async def show(service: Service, view: View, kind: Kind[Any], rows: Sequence[Any]) -> list[dict[str, Any]]:
     """Write rows down as they are now, with what is to be included.
 
-    All in all as many are included as the longest list may have; where one's do not fit, its link stays a link.
+    At most INCLUDED_MAX are included; where those of one do not fit, its link stays a link.
     """
     if kind.refresh is not None:
         await kind.refresh(service, list(rows))
     shown = [_show(service, view, kind, row) for row in rows]
     links = {name: kind.schema.links[name] for name in view.includes if name in kind.schema.links}
-    room = listing.LIMIT_MAX
+    room = INCLUDED_MAX
     found: dict[tuple[str, object], list[dict[str, Any]] | None] = {}
     plain = View(view.base, view.actions)
     for name, link in links.items():

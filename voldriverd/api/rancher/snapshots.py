@@ -16,6 +16,7 @@ from voldriverd.api.rancher.filters import Wish
 from voldriverd.api.rancher.kind import ACCOUNT, Kind, Made, Stream, number, transition
 from voldriverd.api.rancher.problems import Problem
 from voldriverd.engine.snapshots import Wish as SnapshotWish
+from voldriverd.errors import NotFound
 from voldriverd.model import SnapshotState
 from voldriverd.service import API_ANSWER_S, Service
 
@@ -119,7 +120,10 @@ async def _update(service: Service, snapshot: model.Snapshot, given: Body) -> Ma
 async def _remove(service: Service, snapshot: model.Snapshot) -> Made:
     if "remove" not in _offered(service, snapshot):
         raise Problem(HTTPStatus.METHOD_NOT_ALLOWED, await _refusal(service, snapshot, "remove"))
-    return Made("snapshot", await service.remove_snapshot(snapshot.id))
+    try:
+        return Made("snapshot", await service.remove_snapshot(snapshot.id))
+    except NotFound as err:  # it went while we waited for the volume
+        raise Problem(HTTPStatus.METHOD_NOT_ALLOWED, str(err)) from err
 
 
 async def _remove_action(service: Service, snapshot: model.Snapshot, _body: Body) -> Made:

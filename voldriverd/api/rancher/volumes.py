@@ -13,7 +13,7 @@ from voldriverd.api.rancher.filters import Wish
 from voldriverd.api.rancher.kind import ACCOUNT, Kind, Made, number, transition
 from voldriverd.api.rancher.problems import Problem
 from voldriverd.engine import creation, use
-from voldriverd.errors import Error, Exists, InUse, Invalid
+from voldriverd.errors import Error, Exists, InUse, Invalid, NotFound
 from voldriverd.model import VolumeState
 from voldriverd.service import API_ANSWER_S, API_WAIT_S, Service
 
@@ -193,6 +193,8 @@ async def _remove(service: Service, volume: model.Volume) -> Made:
         raise Problem(HTTPStatus.METHOD_NOT_ALLOWED, await _refusal(service, volume, "remove"))
     try:
         return Made("volume", await service.remove(volume.id, wait_s=API_WAIT_S))
+    except NotFound as err:  # somebody else removed it while we waited
+        raise Problem(HTTPStatus.METHOD_NOT_ALLOWED, str(err)) from err
     except InUse as err:
         if not service.store.mounts(volume.id):
             raise
@@ -211,7 +213,12 @@ async def _snapshot(service: Service, volume: model.Volume, given: Body) -> Made
 async def _revert(service: Service, volume: model.Volume, given: Body) -> Made:
     fields = body.parse_creation(schemas.ALL["revertToSnapshotInput"], given)
     snapshot = _own_snapshot(service, volume, fields[_SNAPSHOT_OF], f"cannot revert volume {volume.name}")
-    reverted, kept = await service.revert(volume.id, snapshot.id, answer_s=API_ANSWER_S)
+    try:
+        reverted, kept = await service.revert(volume.id, snapshot.id, answer_s=API_ANSWER_S)
+    except NotFound as err:
+        if service.snapshot_row(snapshot.id).state is model.SnapshotState.CREATED:
+            raise  # not the snapshot has gone while we waited, but the volume
+        raise problems.invalid("InvalidReference", str(err), field=_SNAPSHOT_OF) from err
     return _answered(reverted, extra={"displacedSnapshotId": ids.show(schemas.SNAPSHOT, kept.id)})
 
 

@@ -106,7 +106,8 @@ def test_attach_and_detach_that_are_killed_can_be_repeated(pool: Pool) -> None:
 
     for _ in _cuts(pool, attach_and_detach):
         assert pool.read("v1.1", "file") == b"content"
-        assert os.listdir(pool.mounts) == []
+        assert os.listdir(pool.mounts) == ["v1.1"], "the mount point stays, what is mounted aside goes"
+        assert not os.path.ismount(pool.mounts / "v1.1")
         assert _listing(pool.root) == before
 
 

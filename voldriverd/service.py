@@ -62,6 +62,7 @@ class Service:
         self.usages = usages.Usages(engine, self.runner)
         self._pins: Counter[Key] = Counter()
         self._askers = askers.Askers()
+        self._relieving = asyncio.Lock()
         self._reconciling: asyncio.Task[None] | None = None
 
     async def stop(self, *, within_s: float) -> bool:
@@ -419,13 +420,17 @@ class Service:
             _log.warning("verb=expire snapshot=1s%d result=%s", snapshot.id, err)
 
     async def relieve(self, pool_id: model.PoolId) -> None:
-        """Destroy trashed volumes of a pool in order until the reserve is free again (D4)."""
+        """Destroy trashed volumes of a pool's file system in order until the reserve is free again (D4).
+
+        One shortage at a time: two that look at once would both destroy a volume where one is enough.
+        """
         pool = self.engine.pools.get(pool_id)
-        trashed = await self.runner.in_thread(space.trash_in_order, self.engine, pool)
-        while await self.runner.in_thread(space.lacks_space, self.engine, pool, is_long=True) and trashed:
-            volume = trashed.pop(0)
-            _log.warning("verb=relieve pool=%s volume=%s result=destroyed for space", pool.row.name, volume.name)
-            await self.expire(volume.id)
+        async with self._relieving:
+            trashed = await self.runner.in_thread(space.trash_in_order, self.engine, pool)
+            while await self.runner.in_thread(space.lacks_space, self.engine, pool, is_long=True) and trashed:
+                volume = trashed.pop(0)
+                _log.warning("verb=relieve pool=%s volume=%s result=destroyed for space", pool.row.name, volume.name)
+                await self.expire(volume.id)
 
     async def _answered(
         self,

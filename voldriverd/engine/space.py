@@ -1,6 +1,7 @@
 """Free space: below the reserve the trash is emptied, and what would need more is refused (D4)."""
 
 import logging
+import os
 from pathlib import Path
 
 from voldriverd import model, names
@@ -44,10 +45,14 @@ def lacks_space(engine: Engine, pool: pools.Pool) -> bool:
 
     False also if it takes too long: nobody's trash shall go because a file system is slow.
     """
-    if is_short(engine, pool):
-        collect_now(engine, pool)
     with failures.told_as(f"cannot look for space in pool {pool.row.name}"):
-        return is_short(engine, pool) and engine.pools.driver(pool.row.id).reclaim() and is_short(engine, pool)
+        if not is_short(engine, pool):
+            return False
+        sharing = _sharing(engine, pool)
+        for each in sharing:
+            collect_now(engine, each)
+        is_given_back = all(engine.pools.driver(each.row.id).reclaim() for each in sharing)
+        return is_given_back and is_short(engine, pool)
 
 
 def capacity(pool: pools.Pool) -> tuple[int, int]:
@@ -56,15 +61,16 @@ def capacity(pool: pools.Pool) -> tuple[int, int]:
 
 
 def trash_in_order(engine: Engine, pool: pools.Pool) -> list[model.Volume]:
-    """Return the trashed volumes of a pool in the order in which a shortage destroys them.
+    """Return the trashed volumes of a pool's file system in the order in which a shortage destroys them.
 
     The oldest day first, and of one day those that use most: an hour does not make a small volume
     go before a large one that would end the shortage alone.
     """
+    sharing = {each.row.id for each in _sharing(engine, pool)}
     trashed = [
         volume
         for volume in engine.store.volumes()
-        if volume.state is model.VolumeState.REMOVED and volume.pool_id == pool.row.id
+        if volume.state is model.VolumeState.REMOVED and volume.pool_id in sharing
     ]
     return sorted(trashed, key=lambda volume: (_day(volume), -_used(engine, volume)))
 
@@ -75,6 +81,19 @@ def collect_now(engine: Engine, pool: pools.Pool) -> None:
         trees.collect(engine, pool.row.id)
     except (Error, OSError) as err:
         _log.warning("verb=collect pool=%s result=%s", pool.row.name, err)
+
+
+def _sharing(engine: Engine, pool: pools.Pool) -> list[pools.Pool]:
+    """Return the pools whose free space is one with a pool's, itself among them, as in the embedded image."""
+    device = _device(pool)
+    return [each for each in engine.pools if each.driver is not None and (each is pool or _device(each) == device)]
+
+
+def _device(pool: pools.Pool) -> int | None:
+    try:
+        return os.stat(pool.row.path).st_dev
+    except OSError:  # it went away meanwhile
+        return None
 
 
 def _day(volume: model.Volume) -> str:

@@ -60,6 +60,10 @@ parameters = { id = "1h1" }
 include-path-regex = "^/storagepools/"
 parameters = { id = "1sp1" }
 
+[[operations]]
+include-path-regex = "^/apikeys/"
+parameters = { id = "1c1" }
+
 [phases.coverage]
 unexpected-methods = ["patch", "post", "trace"]
 """
@@ -183,6 +187,7 @@ def test_the_api_answers_as_the_document_says_whatever_it_is_asked(tmp_path: Pat
     options += [f"--exclude-checks={','.join(EXCLUDED)}", f"http://127.0.0.1:{port}/v1/openapi.json"]
     with Running(tmp_path / "daemon", config=SMALL + doors.listening(port)) as daemon:
         prepare(daemon)
+        doors.make_key(daemon, name="removed")
         key = doors.make_key(daemon, name="schemathesis")
         program = [sys.executable, "-m", "schemathesis.cli", "--config-file", "tested.toml", "run"]
         done = subprocess.run(

@@ -537,6 +537,17 @@ def test_r5_removal_is_not_refused_because_of_a_holder_that_the_kernel_does_not_
     assert_ok(plain.plugin("VolumeDriver.Remove", Name="db"))
 
 
+def test_r5_a_runtime_that_has_a_copy_of_all_mounts_for_a_moment_is_no_user(daemon: Running, name: str) -> None:
+    create(daemon, name)
+    mounted(daemon, name)
+    argv = ["unshare", "--mount", "--propagation", "private", "sh", "-c", "echo ready; sleep 0.4"]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as runtime:
+        assert runtime.stdout is not None
+        assert runtime.stdout.readline() == "ready\n"
+        unmount(daemon, name)
+        assert_ok(daemon.plugin("VolumeDriver.Remove", Name=name))
+
+
 def test_r5_removal_is_refused_while_a_process_of_the_host_is_in_the_volume(daemon: Running, name: str) -> None:
     create(daemon, name)
     path = mounted(daemon, name)

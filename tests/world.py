@@ -97,13 +97,13 @@ class World:
         return answer
 
 
-def until(is_so: Callable[[], object], what: str, *, within_s: float = LIMIT_S) -> None:
+def until(is_so: Callable[[], object], what: str, *, within_s: float = LIMIT_S, pause_s: float = _PAUSE_S) -> None:
     """Wait until something is so. Raises TimeoutError naming what was waited for."""
     deadline_s = time.monotonic() + within_s
     while not is_so():
         if time.monotonic() > deadline_s:
             raise TimeoutError(f"waited {within_s:.0f} s for {what}")
-        time.sleep(_PAUSE_S)
+        time.sleep(pause_s)
 
 
 def _only_child(pid: int) -> int:

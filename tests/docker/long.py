@@ -80,7 +80,7 @@ def test_the_holder_of_a_container_that_stopped_while_voldriverd_was_away_is_for
     dockerd.docker("stop", f"{name}-c")
     vd.start()
     assert vd.holders(name) == 1
-    until(lambda: vd.holders(name) == 0, "the holder to be forgotten", within_s=FORGOTTEN_S)
+    until(lambda: vd.holders(name) == 0, "the holder to be forgotten", within_s=FORGOTTEN_S, pause_s=1)
     assert vd.mounted() == set()
     dockerd.docker("start", f"{name}-c")
     assert vd.holders(name) == 1
@@ -95,7 +95,7 @@ def test_a34_the_holder_of_a_container_that_died_with_dockerd_is_forgotten(
     until(lambda: vd.calls(name).count("Mount") == 2, "the container to be back")
     dockerd.docker("rm", "-f", f"{name}-c")
     assert vd.holders(name) == 1, "it was mounted twice under its id, and unmounted once"
-    until(lambda: vd.holders(name) == 0, "the holder to be forgotten", within_s=FORGOTTEN_S)
+    until(lambda: vd.holders(name) == 0, "the holder to be forgotten", within_s=FORGOTTEN_S, pause_s=1)
     assert vd.mounted() == set()
 
 
@@ -111,7 +111,7 @@ def test_a32_the_holder_that_dockerd_forgets_after_a_live_restore_and_a_copy_is_
     dockerd.docker("cp", str(tmp_path / "file"), f"{name}-c:/mnt/file")
     assert dockerd.docker("exec", f"{name}-c", "cat", "/mnt/file") == "copied"
     dockerd.docker("stop", f"{name}-c")
-    until(lambda: vd.holders(name) == 0, "the holder to be forgotten", within_s=FORGOTTEN_S)
+    until(lambda: vd.holders(name) == 0, "the holder to be forgotten", within_s=FORGOTTEN_S, pause_s=1)
     assert vd.mounted() == set()
     dockerd.clean()
     dockerd.stop()

@@ -201,7 +201,8 @@ class Writer:
         answer = daemon.plugin("VolumeDriver.Mount", Name=self.name, ID=self.name)
         self.place = Path(answer.body["Mountpoint"])
         self._entry = mount.at(self.place)
-        argv = [sys.executable, "-c", _WRITER, str(self.place), str(self._acknowledged), str(os.getpid())]
+        argv = ["unshare", "--mount", "--propagation", "private", sys.executable, "-c", _WRITER]  # as a container
+        argv += [str(self.place), str(self._acknowledged), str(os.getpid())]
         self._process = subprocess.Popen(argv, stdout=subprocess.PIPE)
         assert self._process.stdout is not None
         assert self._process.stdout.readline() == b"ready\n"

@@ -7,6 +7,7 @@ catalogue copy and the links say the same. At the end all is purged, and nothing
 
 import itertools
 import json
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -468,6 +469,7 @@ class Machine(RuleBasedStateMachine):
             self.bench.check_trees()
             assert self.bench.attached() == set()
             assert self.bench.driver.trees() == set()
+            assert os.listdir(self.bench.root / "mounts") == []
         finally:
             self.bench.vanish()
 

@@ -1,7 +1,11 @@
-"""The bare handler: the least that an aiohttp server can do for a request. Run as a process of its own."""
+"""The bare handler: the least that an aiohttp server can do for a request. Run as a process of its own.
+
+Takes a socket, and a file of what to answer if that is not to be ANSWER.
+"""
 
 import asyncio
 import sys
+from pathlib import Path
 
 from aiohttp import web
 
@@ -10,7 +14,7 @@ ANSWER = b'{"Volume": {"Name": "v", "Mountpoint": "", "Status": {}}, "Err": ""}'
 
 async def _handle(request: web.BaseRequest) -> web.StreamResponse:
     await request.read()
-    return web.Response(body=ANSWER, content_type="application/json")
+    return web.Response(body=_answer, content_type="application/json")
 
 
 async def _serve(path: str) -> None:
@@ -20,4 +24,5 @@ async def _serve(path: str) -> None:
     await asyncio.Event().wait()
 
 
+_answer = Path(sys.argv[2]).read_bytes() if len(sys.argv) > 2 else ANSWER
 asyncio.run(_serve(sys.argv[1]))

@@ -70,10 +70,14 @@ def scratch() -> Iterator[Path]:
 
 
 @contextmanager
-def bare(base: Path) -> Iterator[Path]:
+def bare(base: Path, answer: bytes | None = None) -> Iterator[Path]:
     """Run the bare handler and give its socket."""
-    path = base / "bare.sock"
-    process = subprocess.Popen([sys.executable, "-m", "bench.bare", str(path)])
+    path, file = base / "bare.sock", base / "bare.answer"
+    argv = [sys.executable, "-m", "bench.bare", str(path)]
+    if answer is not None:
+        file.write_bytes(answer)
+        argv.append(str(file))
+    process = subprocess.Popen(argv)
     try:
         wait_for(path)
         yield path

@@ -5,7 +5,7 @@ can do stands in its own module as a `Kind`. Deviations from Rancher are listed 
 """
 
 import logging
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any, Final
@@ -49,11 +49,8 @@ class _Asked:
     """The absolute URL of the version."""
     method: str
     """The one that `_method` puts in the place of POST."""
+    query: Sequence[tuple[str, str]]
     view: View
-
-    @property
-    def query(self) -> list[tuple[str, str]]:
-        return list(self.request.query.items())
 
     def allow(self, methods: Collection[str], *, why: str | None = None, elsewhere: Collection[str] = ()) -> None:
         """Refuse other methods; those `elsewhere` are allowed with another query. Raises Problem (405)."""
@@ -145,7 +142,7 @@ class Api:
         return await self._list(asked, kind, wish, f"{asked.base}/{kind.schema.plural.lower()}")
 
     async def _resource(self, asked: _Asked, kind: Kind[Any], row: Any) -> web.Response:
-        action = asked.request.query.get("action")
+        action = _first(asked.query, "action")
         if asked.method == "POST" and action is not None:
             return await self._act(asked, kind, row, action)
         allowed = READING | ({"PUT"} if kind.update else set()) | ({"DELETE"} if kind.remove else set())
@@ -212,15 +209,19 @@ class Api:
 
 def _read(request: web.BaseRequest, base: str) -> _Asked:
     """Read what every request may say. Raises Problem (405): `_method` stands where it would be a trap."""
-    query = list(request.query.items())
-    method, wanted = request.method, request.query.get("_method")
+    query = tuple(request.query.items()) if request.query_string else ()
+    method, wanted = request.method, _first(query, "_method")
     if wanted is not None and method == "POST":
         method = wanted.upper()
     elif wanted is not None and wanted.upper() != method:
         message = f"cannot {wanted[:20]} {request.path[:200]}: _method has a meaning in a POST only"
         raise Problem(HTTPStatus.METHOD_NOT_ALLOWED, message)
     view = resources.view(base, query, has_action_links="X-API-Action-Links" in request.headers)
-    return _Asked(request, base, method, view)
+    return _Asked(request, base, method, query, view)
+
+
+def _first(query: Sequence[tuple[str, str]], name: str) -> str | None:
+    return next((value for key, value in query if key == name), None)
 
 
 def _defaults(target: Kind[Any], link: Link, value: object) -> dict[str, object]:

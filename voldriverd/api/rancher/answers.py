@@ -27,6 +27,7 @@ GZIP_THREAD_BYTES: Final = 256 << 10
 _HOST: Final = re.compile(r"[A-Za-z0-9._:\[\]-]{1,255}", re.ASCII)
 _NAME: Final = re.compile(r"(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)", re.ASCII)
 _PORT: Final = re.compile(r"[1-9][0-9]{0,4}", re.ASCII)
+_ENCODER: Final = json.JSONEncoder(default=dict, check_circular=False, separators=(",", ":"))
 _USUAL_PORTS: Final = {"http": "80", "https": "443"}
 
 
@@ -48,7 +49,7 @@ def respond(
 ) -> web.Response:
     """Return a resource or a collection as an answer, with other headers if there are any."""
     headers = {"Content-Type": "application/json; charset=utf-8", "X-API-Schemas": schemas_url(base), **(others or {})}
-    return web.Response(status=status, body=json.dumps(shown, default=dict).encode(), headers=headers)
+    return web.Response(status=status, body=_ENCODER.encode(shown).encode(), headers=headers)
 
 
 async def polish(request: web.BaseRequest, response: web.Response) -> web.Response:

@@ -31,6 +31,8 @@ class View:
 
 def view(base: str, query: Query, *, has_action_links: bool) -> View:
     """Read what a query says of how resources are shown."""
+    if not query and not has_action_links:
+        return View(base)
     includes = dict.fromkeys(value.lower() for key, value in query if key == "include")
     has_action_links = has_action_links or any(key == "_actionLinks" for key, _ in query)
     return View(base, "actionLinks" if has_action_links else "actions", tuple(includes))
@@ -49,6 +51,12 @@ async def show(service: Service, view: View, kind: Kind[Any], rows: Sequence[Any
     if kind.refresh is not None:
         await kind.refresh(service, list(rows))
     shown = [_show(service, view, kind, row) for row in rows]
+    if view.includes:
+        await _include(service, view, kind, shown)
+    return shown
+
+
+async def _include(service: Service, view: View, kind: Kind[Any], shown: list[dict[str, Any]]) -> None:
     links = {name: kind.schema.links[name] for name in view.includes if name in kind.schema.links}
     room = INCLUDED_MAX
     found: dict[tuple[str, object], list[dict[str, Any]] | None] = {}
@@ -65,7 +73,6 @@ async def show(service: Service, view: View, kind: Kind[Any], rows: Sequence[Any
                 room -= len(included)
                 del each["links"][name]
                 each[name] = (included[0] if included else None) if link.is_single else included
-    return shown
 
 
 async def _follow(service: Service, view: View, link: Link, value: Any, room: int) -> list[dict[str, Any]] | None:

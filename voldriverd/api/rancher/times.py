@@ -1,5 +1,6 @@
 """Times on the wire: UTC in whole seconds, and beside each one `…TS` in milliseconds (rancher-api 1.6)."""
 
+import functools
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
@@ -14,9 +15,13 @@ def shown(**times: datetime | None) -> dict[str, object]:
         if time is None:
             fields[name] = None
             continue
-        fields[name] = time.strftime("%Y-%m-%dT%H:%M:%SZ")
-        fields[f"{name}TS"] = int(time.timestamp()) * _MS
+        fields[name], fields[f"{name}TS"] = _written(time)
     return fields
+
+
+@functools.lru_cache(maxsize=4_096)
+def _written(time: datetime) -> tuple[str, int]:
+    return f"{time.isoformat()[:19]}Z", int(time.timestamp()) * _MS
 
 
 def parse(value: object) -> datetime | None:

@@ -11,12 +11,14 @@ from typing import Any, Final
 from urllib.parse import urlencode
 
 import pytest
+from aiohttp.test_utils import make_mocked_request
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tests import doors
 from tests.browser import Browser, Element
 from tests.running import SMALL, Answer, Running
+from voldriverd.api.rancher import html as pages
 from voldriverd.api.rancher import schemas
 from voldriverd.api.rancher.html import data, forms, style
 from voldriverd.api.rancher.schema import Schema
@@ -315,6 +317,23 @@ def test_the_openapi_document_is_no_page(site: Site) -> None:
 def test_what_is_still_being_made_is_loaded_again(site: Site) -> None:
     volume = site.create("again")
     assert 'http-equiv="refresh"' not in site.page(f"/v1/volumes/{volume['id']}").body
+    request = make_mocked_request("POST", "/v1/volumes/1v1/?action=resize")
+    page = pages._text(resource("volume", name="a", transitioning="yes"), "http://h/v1", "t0ken", request)
+    assert '<meta http-equiv="refresh" content="2; url=http://h/v1/xs/1x1">' in page
+
+
+def test_a_page_leads_to_what_is_above_it_and_to_its_json(site: Site) -> None:
+    page = site.page("/v1//Volumes?name=a%26b&limit=5")
+    links = [
+        html.unescape(url)
+        for url in re.findall(r'href="([^"]*)"', page.body.partition("<nav>")[2].partition("<h1>")[0])
+    ]
+    assert links == ["/", "/v1", "/v1/Volumes", "/v1//Volumes?name=a%26b&limit=5&_format=json"]
+    assert site.page(links[-1]).body["type"] == "collection"
+
+
+def test_a_browser_is_not_led_to_ask_for_an_icon(site: Site) -> None:
+    assert '<link rel="icon" href="data:,">' in site.page("/v1").body
 
 
 # Chromium.

@@ -8,6 +8,7 @@ import functools
 import logging
 import platform
 import random
+import statistics
 import tempfile
 import time
 from collections import Counter
@@ -40,8 +41,10 @@ def torture_kills(places: Places, *, seed: int, time_s: float) -> None:
         finally:
             bench.vanish()
         cut = ", ".join(f"{verb} {count}" for verb, count in sorted(Counter(done.verbs_cut).items()))
-        _say(f"kills {kind.name}: {done.kills} kills, {done.verbs_ended} verbs had ended, in the middle of: {cut}")
-        _say(f"kills {kind.name}: a start took {done.restart_max_s * 1e3:.0f} ms at most")
+        _say(
+            f"kills {kind.name}: {len(done.restarts_s)} kills, {done.verbs_ended} verbs had ended, in the middle of: {cut}"
+        )
+        _say(f"kills {kind.name}: a start took {_spread(done.restarts_s)}")
 
 
 def torture_daemon(places: Places, *, seed: int, time_s: float) -> None:
@@ -49,8 +52,12 @@ def torture_daemon(places: Places, *, seed: int, time_s: float) -> None:
     with Running(places.base / "daemon", config=daemon_config(places)) as daemon:
         killing = daemons.Killing(daemon, seed=seed)
         killing.run(ROUNDS_MAX, until_s=time.monotonic() + time_s)
-    _say(f"daemon: {killing.kills} kills, {killing.ended} verbs acknowledged, {killing.written} lines written")
-    _say(f"daemon: a start took {killing.start_max_s:.2f} s at most, the interpreter included")
+    _say(f"daemon: {len(killing.starts_s)} kills, {killing.ended} verbs acknowledged, {killing.written} lines written")
+    _say(f"daemon: a start, the interpreter included, took {_spread(killing.starts_s)}")
+
+
+def _spread(times_s: list[float]) -> str:
+    return f"{statistics.median(times_s) * 1e3:.0f} ms, {max(times_s) * 1e3:.0f} at most"
 
 
 FORMS: Final[dict[str, Callable[..., None]]] = {

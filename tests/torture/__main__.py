@@ -41,9 +41,8 @@ def torture_kills(places: Places, *, seed: int, time_s: float) -> None:
         finally:
             bench.vanish()
         cut = ", ".join(f"{verb} {count}" for verb, count in sorted(Counter(done.verbs_cut).items()))
-        _say(
-            f"kills {kind.name}: {len(done.restarts_s)} kills, {done.verbs_ended} verbs had ended, in the middle of: {cut}"
-        )
+        _say(f"kills {kind.name}: {len(done.restarts_s)} kills in the middle of {cut}")
+        _say(f"kills {kind.name}: {done.verbs_ended} verbs had ended")
         _say(f"kills {kind.name}: a start took {_spread(done.restarts_s)}")
 
 

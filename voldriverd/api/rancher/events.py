@@ -41,7 +41,7 @@ from voldriverd.runner import CAUSE
 from voldriverd.service import Service
 
 KEPT_MAX: Final = 10_000
-"""How many events are kept, in about 5 MB: a minute of 80 verbs a second."""
+"""How many events are kept, in 9 MB: a minute of 80 verbs a second."""
 KEEPALIVE_S: Final = 15.0
 """Between two comments: half of what the most impatient proxies wait for."""
 STALL_S: Final = 30.0

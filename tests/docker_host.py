@@ -215,10 +215,10 @@ class Dockerd:
         self.cgroup = f"voldriver-tests-{world.pid}"
         self._pid = 0
 
-    def start(self, *flags: str) -> None:
-        """Start and return when the API is served."""
+    def start(self, *flags: str, data: str = "data") -> None:
+        """Start and return when the API is served; with other data it knows no volume and no image."""
         places = (
-            "--data-root=/run/data",
+            f"--data-root=/run/{data}",
             "--exec-root=/run/exec",
             "--pidfile=/run/dockerd.pid",
             f"--host=unix://{_SOCKET}",

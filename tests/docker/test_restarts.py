@@ -160,15 +160,17 @@ def test_a_container_waits_for_a_voldriverd_that_starts_two_seconds_later(
         until(lambda: running.done() or time.monotonic() - begun_s > 2, "two seconds")
         vd.start()
         running.result()
-    assert time.monotonic() - begun_s < 8
+    assert time.monotonic() - begun_s < 15, "when dockerd gives up"
 
 
 def test_a38_nothing_waits_for_a_voldriverd_that_was_stopped(vd: Voldriverd, dockerd: Dockerd, name: str) -> None:
     vd.stop()
     dockerd.stop()
-    dockerd.start()  # one that has used the driver waits for it 15 s, with or without a socket
+    dockerd.start(data="fresh")  # one that has used the driver waits for it 15 s, with or without a socket
+    dockerd.make_images()
     begun_s = time.monotonic()
     dockerd.docker("volume", "create", f"{name}-local")
     dockerd.run("-v", f"{name}-new:/x", "bb", "true")
     assert dockerd.volumes() == {f"{name}-local", f"{name}-new"}
-    assert time.monotonic() - begun_s < 5
+    assert time.monotonic() - begun_s < 10, "15 s would be its wait for a plugin"
+    dockerd.stop()

@@ -8,6 +8,8 @@ from typing import Any
 from urllib.parse import urlencode
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from tests.running import Answer, Running, UnixConnection, scratch_config
 from tests.scratch import Scratch
@@ -494,3 +496,76 @@ def test_what_is_not_there_says_that_there_are_no_backups(daemon: Running) -> No
         assert "no backups" in daemon.api("DELETE", path).body["message"]
     assert daemon.api("GET", "/v1/backups/1v1").status == 404
     assert daemon.api("POST", "/v1/backups", {}).status == 405
+
+
+# Whatever comes; the last one, for it may remove anything
+
+
+PARTS = st.sampled_from(
+    [
+        *("v1", "V1", "v2", "", "..", "volumes", "snapshot", "backups", "backuptargets", "storagepools", "schemas"),
+        *(
+            "1v1",
+            "1v2",
+            "1s1",
+            "1s99",
+            "1v-1",
+            "1",
+            "1sp1",
+            "nothing",
+            "snapshots",
+            "volume",
+            "mounts",
+            "archive",
+            "%00",
+        ),
+    ]
+)
+KEYS = st.sampled_from(
+    [
+        *("action", "_method", "include", "sort", "order", "limit", "marker", "name", "name_like", "created_gt"),
+        *("id_lt", "removed", "volumeId", "_removed", "_actionLinks", "state_ne", "sizeBytes_gte", "expires_null"),
+    ]
+)
+WORDS = st.sampled_from(
+    [
+        *(
+            "snapshot",
+            "clone",
+            "reverttosnapshot",
+            "remove",
+            "restore",
+            "purge",
+            "backup",
+            "PUT",
+            "DELETE",
+            "snapshots",
+        ),
+        *("name", "created", "desc", "-1", "m5", "1v1", "%", "_", "x", "2026-01-01", "storagepools", "\0", "\ud800"),
+    ]
+)
+BODIES = st.sampled_from(
+    [b"", b"{}", b'{"name": "x"}', b"name=x&driver=btrfs", b"{", b"[]", b"a.b=1&a=2", b"--X\r\n\r\n"]
+)
+TYPES = st.sampled_from(["", "application/json", FORM["Content-Type"], "multipart/form-data; boundary=X", "\xff/*"])
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    method=st.sampled_from(["GET", "HEAD", "POST", "PUT", "DELETE", "PATCH", "OPTIONS"]),
+    parts=st.lists(PARTS, max_size=4),
+    query=st.lists(st.tuples(KEYS, WORDS | st.text(max_size=4)), max_size=3),
+    raw=BODIES | st.binary(max_size=20),
+    content_type=TYPES,
+)
+def test_whatever_is_asked_is_answered_in_json_and_is_no_fault_of_ours(
+    daemon: Running, method: str, parts: list[str], query: list[tuple[str, str]], raw: bytes, content_type: str
+) -> None:
+    asked = urlencode(query, errors="surrogatepass")
+    path = f"/v1/{'/'.join(parts)}?{asked}"
+    answer = daemon.api(method, path, raw, headers={"Content-Type": content_type})
+    assert answer.status < 500, answer.body
+    assert answer.headers["X-API-Schemas"] == f"{BASE}/schemas"
+    if method != "HEAD" and answer.headers["Content-Type"].startswith("application/json"):
+        assert answer.body["type"]
+    assert "Traceback" not in daemon.log

@@ -1,0 +1,49 @@
+"""The examples of docs/api.md, run as they stand there."""
+
+import re
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import cattle
+import pytest
+
+from tests.doors import free_port, listening, make_key
+from tests.running import SMALL, Running
+
+pytestmark = pytest.mark.root
+
+DOCS = Path(__file__).parent.parent / "docs"
+SOCKET = "/run/voldriver/api.sock"
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", (DOCS / "api.md").read_text(), re.DOTALL)
+
+
+def test_the_examples_of_the_api_answer_as_they_say(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    port = free_port()
+    with Running(tmp_path / "d", config=SMALL + listening(port)) as daemon:
+        define, *examples = "".join(blocks("sh")).replace(SOCKET, str(daemon.api_socket)).splitlines()
+        said = [int(line.rpartition("# ")[2]) for line in examples]
+        done = subprocess.run(
+            ["bash", "-c", "\n".join([define, *examples])], capture_output=True, check=True, cwd=tmp_path
+        )
+        answered = [int(line.rpartition(b" ")[2]) for line in done.stdout.splitlines()]
+        assert list(zip(examples, answered, strict=True)) == list(zip(examples, said, strict=True))
+
+        access, secret = make_key(daemon)
+        for name, value in (("URL", f"http://127.0.0.1:{port}"), ("ACCESS_KEY", access), ("SECRET_KEY", secret)):
+            monkeypatch.setenv(f"CATTLE_{name}", value)
+        (program,) = blocks("python")
+        printed: list[Any] = []
+        found: dict[str, Any] = {"print": printed.append}
+        exec(program, found)  # noqa: S102 - ours
+        found["client"]._session.close()
+        assert isinstance(found["client"], cattle.Client)
+        assert printed[0][0] == "before"
+
+
+def test_each_line_of_the_deviations_has_all_its_columns() -> None:
+    tables = [line for line in (DOCS / "deviations.md").read_text().splitlines() if line.startswith("|")]
+    assert {len(re.findall(r"(?<!\\)\|", line)) for line in tables} == {4}

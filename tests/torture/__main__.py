@@ -19,6 +19,7 @@ from typing import Final
 from tests.running import Running
 from tests.torture import daemons, kills, machine
 from tests.torture.bench import KINDS, Bench, Places, daemon_config, places_in_memory
+from tests.torture.crowd import Crowd
 from voldriverd.kernel import fs
 
 ROUNDS_MAX: Final = 1_000_000
@@ -55,6 +56,15 @@ def torture_daemon(places: Places, *, seed: int, time_s: float) -> None:
     _say(f"daemon: a start, the interpreter included, took {_spread(killing.starts_s)}")
 
 
+def torture_crowd(places: Places, *, seed: int, time_s: float) -> None:
+    """The daemon with many clients on the same few volumes."""
+    with Running(places.base / "crowd", config=daemon_config(places)) as daemon:
+        crowd = Crowd(daemon, seed=seed)
+        crowd.run(places, time_s=time_s)
+    for word, counts in (("done", crowd.done), ("refused with a reason", crowd.refused)):
+        _say(f"crowd: {word}: {', '.join(f'{verb} {count}' for verb, count in sorted(counts.items()))}")
+
+
 def _spread(times_s: list[float]) -> str:
     return f"{statistics.median(times_s) * 1e3:.0f} ms, {max(times_s) * 1e3:.0f} at most"
 
@@ -63,6 +73,7 @@ FORMS: Final[dict[str, Callable[..., None]]] = {
     "machine": torture_machine,
     "kills": torture_kills,
     "daemon": torture_daemon,
+    "crowd": torture_crowd,
 }
 
 

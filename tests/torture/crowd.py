@@ -1,0 +1,115 @@
+"""Clients that ask one daemon for verbs on the same few volumes at once.
+
+Each answer is a success or a refusal that says why; in the end all can be removed, and nothing is left of it.
+"""
+
+import os
+import random
+import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Final
+
+from tests.running import Answer, Running
+from tests.torture.bench import Places
+from tests.world import until
+from voldriverd.kernel import mount
+
+CLIENTS: Final = 8
+DRIVERS: Final = ("btrfs", "loop", "directory")
+VERBS: Final = (
+    *("create", "clone", "remove", "restore", "purge", "mount", "unmount"),
+    *("snapshot", "revert", "remove_snapshot", "resize", "get", "list"),
+)
+REFUSALS: Final = ("cannot ", "no such volume: ", "there is no ", "no volume is named ")
+
+
+class Crowd:
+    """The clients of one daemon and what they were told."""
+
+    def __init__(self, daemon: Running, *, seed: int) -> None:
+        self._daemon = daemon
+        self._seed = seed
+        self.done: Counter[str] = Counter()
+        self.refused: Counter[str] = Counter()
+
+    def run(self, places: Places, *, time_s: float) -> None:
+        """Let all ask until the time is over, then take everything away."""
+        end_s = time.monotonic() + time_s
+        with ThreadPoolExecutor(CLIENTS) as threads:
+            for client in [threads.submit(self._live, number, end_s) for number in range(CLIENTS)]:
+                client.result()
+        self._take_away()
+        trees = [place / "daemon" / driver / "trees" for place in set(places.pools.values()) for driver in DRIVERS]
+        until(lambda: not any(os.listdir(path) for path in trees if path.exists()), "the trees to be removed")
+        assert not [entry for entry in mount.table() if entry.mount_point.startswith(f"{self._daemon.root}/mounts/")]
+        assert "Traceback" not in self._daemon.log
+        assert "internal error" not in self._daemon.log
+
+    def _live(self, number: int, end_s: float) -> None:
+        chance = random.Random(f"{self._seed} {number}")
+        while time.monotonic() < end_s:
+            driver, verb = chance.choice(DRIVERS), chance.choice(VERBS)
+            name, other = (f"{driver}-{chance.randrange(3)}" for _ in range(2))
+            answer = self._ask(chance, verb, name, other, f"client{number}")
+            if answer is None:
+                continue
+            if answer.status < 300:
+                self.done[verb] += 1
+                continue
+            text = answer.body.get("Err") or answer.body["message"]
+            assert text.startswith(REFUSALS), (verb, answer.status, text)
+            self.refused[verb] += 1
+
+    def _ask(self, chance: random.Random, verb: str, name: str, other: str, holder: str) -> Answer | None:
+        """Ask for a verb; None if there is nothing that it could be asked for."""
+        plugin = self._daemon.plugin
+        match verb:
+            case "create":
+                return plugin("VolumeDriver.Create", Name=name, Opts={"driver": name.partition("-")[0]})
+            case "clone":
+                return plugin("VolumeDriver.Create", Name=name, Opts={"from": other})
+            case "mount" | "unmount":
+                return plugin(f"VolumeDriver.{verb.capitalize()}", Name=name, ID=holder)
+            case "remove" | "get":
+                return plugin(f"VolumeDriver.{verb.capitalize()}", Name=name)
+            case "list":
+                return plugin("VolumeDriver.List")
+        is_of_trash = verb in {"restore", "purge"}
+        rows = [row for row in self._rows() if row["name"] == name and (row["state"] == "removed") == is_of_trash]
+        return self._act(chance, verb, chance.choice(rows)["id"]) if rows else None
+
+    def _act(self, chance: random.Random, verb: str, volume_id: str) -> Answer | None:
+        fields = {"size": f"{chance.choice((40, 48, 64))}M"} if verb == "resize" else {}
+        if verb in {"revert", "remove_snapshot"}:
+            snapshots = self._daemon.api("GET", f"/v1/snapshots?volumeId={volume_id}").body["data"]
+            if not snapshots:
+                return None
+            snapshot_id = chance.choice(snapshots)["id"]
+            if verb == "remove_snapshot":
+                return self._daemon.api("DELETE", f"/v1/snapshots/{snapshot_id}")
+            verb, fields = "reverttosnapshot", {"snapshotId": snapshot_id}
+        return self._daemon.api("POST", f"/v1/volumes/{volume_id}/?action={verb}", fields)
+
+    def _rows(self) -> list[Any]:
+        removed = self._daemon.api("GET", "/v1/volumes?removed_notnull=1").body["data"]
+        live = self._daemon.api("GET", "/v1/volumes").body["data"]
+        return list({row["id"]: row for row in (*removed, *live)}.values())
+
+    def _take_away(self) -> None:
+        """Unmount as often as was mounted, remove and purge."""
+        until(lambda: all(row["transitioning"] == "no" for row in self._rows()), "every verb to end")
+        for row in self._rows():
+            if row["state"] in {"removed", "purged"}:
+                continue
+            for number in range(CLIENTS):
+                while f"client{number}" in str(self._status(row["name"])["holders"]):
+                    self._daemon.plugin("VolumeDriver.Unmount", Name=row["name"], ID=f"client{number}")
+            assert self._daemon.plugin("VolumeDriver.Remove", Name=row["name"]).body == {"Err": ""}
+        for row in self._rows():
+            if row["state"] == "removed":
+                answer = self._daemon.api("POST", f"/v1/volumes/{row['id']}/?action=purge", {})
+                assert answer.status == 200, answer.body
+
+    def _status(self, name: str) -> Any:
+        return self._daemon.plugin("VolumeDriver.Get", Name=name).body["Volume"]["Status"]

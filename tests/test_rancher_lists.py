@@ -17,6 +17,7 @@ from voldriverd import model
 from voldriverd.api.rancher import filters, schemas, searches, snapshots
 from voldriverd.model import PoolId, SnapshotId, SnapshotState, VolumeId, VolumeState
 from voldriverd.store import Store
+from voldriverd.store import rows as store_rows
 
 MANY = 100_000
 VOLUMES = 1_000
@@ -72,7 +73,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
     opened.close()
 
 
-def filled(root: Path, volumes: list[model.Volume], count: int, **changes: Any) -> Store:
+def filled(root: Path, volumes: list[model.Volume], count: int) -> Store:
     """Return a store of some volumes, and snapshots that are spread over them."""
     opened = Store(root)
     opened.commit(lambda write: write.add_pool(model.Pool(PoolId(1), "u", "p", "btrfs", "/p")))
@@ -81,8 +82,7 @@ def filled(root: Path, volumes: list[model.Volume], count: int, **changes: Any) 
         for each in volumes:
             write.put_volume(each)
         for number in range(1, count + 1):
-            row = snapshot(number)
-            write.put_snapshot(replace(row, volume_id=VolumeId(1 + number % len(volumes)), **changes))
+            write.put_snapshot(snapshot(number))
 
     opened.commit(fill)
     return opened
@@ -161,8 +161,11 @@ LIMIT_MS = 20.0
 @pytest.fixture(scope="module")
 def many(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
     rows = [volume(number) for number in range(1, VOLUMES + 1)]
-    changes = {"state": SnapshotState.CREATED, "removed_at": None, "name": None}
-    opened = filled(tmp_path_factory.mktemp("many"), rows, MANY, **changes)
+    opened = filled(tmp_path_factory.mktemp("many"), rows, 0)
+    values = store_rows.snapshot_values(replace(snapshot(4), state=SnapshotState.CREATED, removed_at=None, name=None))
+    copies = ((number, f"uuid-{number}", 1 + number % VOLUMES, *values[3:]) for number in range(1, MANY + 1))
+    query = f"INSERT INTO snapshots VALUES ({', '.join('?' * len(values))})"
+    opened.commit(lambda write: write._connection.executemany(query, copies))
     yield opened
     opened.close()
 

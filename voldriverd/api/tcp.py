@@ -54,10 +54,15 @@ class Connection:
 
     def end(self) -> None:
         """End it at once."""
-        if self.transport is not None:
+        if self.transport is None:
+            if self.handshake is not None:
+                self.handshake.cancel()
+            return
+        try:
             self.transport.abort()
-        elif self.handshake is not None:
-            self.handshake.cancel()
+        except AttributeError:  # Python 3.11.2: a TLS transport that was closed twice has forgotten its protocol
+            with contextlib.suppress(OSError):  # it has just ended by itself
+                self.socket.shutdown(socket.SHUT_RDWR)
 
 
 class Connections:

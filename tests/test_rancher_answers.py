@@ -194,6 +194,21 @@ def _raw(daemon: Running, path: str, accepted: str) -> Answer:
     return answer
 
 
+def test_what_is_the_same_again_is_not_written_again_and_only_so_much_is_kept() -> None:
+    def resource(number: int, **fields: object) -> dict[str, object]:
+        return {"links": {"self": f"/{number}"}, **fields}
+
+    written = answers.Written()
+    first = written.write(resource(0, a=1))
+    assert written.write(resource(0, a=1)) is first
+    assert json.loads(written.write(resource(0, a=2))) == resource(0, a=2)
+    long = resource(0, a="x" * answers.WRITTEN_MAX_BYTES)
+    assert written.write(long) is not written.write(long)
+    kept = [written.write(resource(number)) for number in range(answers.WRITTEN_MAX + 1)]
+    assert written.write(resource(0)) is not kept[0]
+    assert written.write(resource(answers.WRITTEN_MAX)) is kept[-1]
+
+
 # Behind a proxy
 
 

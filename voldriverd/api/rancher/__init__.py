@@ -72,6 +72,7 @@ class Api:
         """Serve the rows of a service."""
         self._service = service
         self._events = events.Feed(service)
+        self._written = answers.Written()
 
     def close(self) -> None:
         """End the answers that would go on for ever."""
@@ -201,7 +202,8 @@ class Api:
 
     async def _show_made(self, asked: _Asked, made: Made) -> web.Response:
         (shown,) = await resources.show(self._service, asked.view, kinds.ALL[made.type], [made.row])
-        response = answers.respond(asked.base, made.status, {**shown, **made.extra})
+        shown |= made.extra
+        response = answers.respond(asked.base, made.status, shown, written=self._written.write(shown))
         if made.status is HTTPStatus.CREATED:
             response.headers["Location"] = shown["links"]["self"]
         return response

@@ -19,6 +19,7 @@ from tests.engines import bench_on
 from tests.running import Running
 from tests.scratch import Scratch, unmount_under
 from tests.torture.bench import KINDS, Bench, daemon_config, places_in_memory
+from tests.world import until
 from voldriverd import model, store
 from voldriverd.engine import catalogue, snapshots, trash, volumes
 from voldriverd.errors import Unusable
@@ -242,7 +243,8 @@ def full(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Full]:
             file.write(os.urandom(MIB))
         yield Full(bench, place, fs_type)
     finally:
-        bench.vanish()
+        bench.close()
+        unmount_under(bench.root)
         scratch.close()
         mount.unmount(memory)
 
@@ -405,7 +407,9 @@ def test_a_full_embedded_image_lists_unmounts_removes_and_purges(tmp_path: Path)
         for driver in DRIVERS:
             assert daemon.plugin("VolumeDriver.Unmount", Name=driver, ID="c1").body == {"Err": ""}
             assert daemon.plugin("VolumeDriver.Remove", Name=driver).body == {"Err": ""}
-            assert act(daemon, driver, "purge") == 200
+            with suppress(StopIteration):  # the shortage has had it destroyed meanwhile
+                act(daemon, driver, "purge")
+        until(lambda: not daemon.api("GET", "/v1/volumes?state=removed&removed_notnull=1").body["data"], "the trash")
         for driver in DRIVERS:
             assert daemon.plugin("VolumeDriver.Create", Name=driver, Opts={"driver": driver}).body == {"Err": ""}
         assert "Traceback" not in daemon.log

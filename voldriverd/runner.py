@@ -93,17 +93,25 @@ class Runner:
         """
         loop = asyncio.get_running_loop()
         begun: asyncio.Future[_T] = loop.create_future()
+        rows: list[_T] = []
+        is_late = False
 
-        def keep(row: _T) -> None:
+        def keep() -> None:
             if not begun.done():  # it began before, and was tried again after a shortage
-                begun.set_result(row)
+                begun.set_result(rows[0])
 
         def note(row: _T) -> None:
-            loop.call_soon_threadsafe(keep, row)
+            rows.append(row)
+            if is_late:  # to wake the loop for nothing would cost every verb a tenth of a millisecond
+                loop.call_soon_threadsafe(keep)
 
         task = self.spawn(attempt(note))
         await asyncio.wait([task], timeout=answer_s)
-        await asyncio.wait([task, begun], return_when=asyncio.FIRST_COMPLETED)
+        is_late = True
+        if rows:
+            keep()
+        if not task.done():
+            await asyncio.wait([task, begun], return_when=asyncio.FIRST_COMPLETED)
         if task.done():
             return await task
         task.add_done_callback(lambda _: self._note_end(task, identify(begun.result())))

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import fields
 from datetime import datetime
 from typing import Any, Final
 
@@ -97,7 +97,13 @@ def snapshot(row: tuple[Any, ...]) -> model.Snapshot:
 
 def tree_values(tree: model.Tree) -> tuple[Any, ...]:
     """Return a tree's columns in the order of the table."""
-    return (tree.key, tree.pool_id, json.dumps(asdict(tree.options)), tree.source, tree.is_settled)
+    return (
+        tree.key,
+        tree.pool_id,
+        json.dumps({each.name: getattr(tree.options, each.name) for each in fields(tree.options)}),
+        tree.source,
+        tree.is_settled,
+    )
 
 
 def tree(row: tuple[Any, ...]) -> model.Tree:

@@ -85,11 +85,12 @@ async def written(request: web.BaseRequest, caller: Caller, work: Awaitable[web.
         result = type(err).__name__
         raise
     finally:
+        query = request.query if request.query_string else {}  # to parse an empty one costs 10 µs
         facts = {
             "by": caller.who,
             "from": caller.origin,
-            "verb": request.query.get("_method", request.method).upper(),
-            "path": _path(request),
+            "verb": query.get("_method", request.method).upper(),
+            "path": f"{request.path}?action={query['action']}" if "action" in query else request.path,
             **_chosen(await _asked(request), _ASKED),
             **_chosen(_answered(response), _ANSWERED),
             "result": result,
@@ -102,11 +103,6 @@ async def written(request: web.BaseRequest, caller: Caller, work: Awaitable[web.
 def failed(origin: str, *, count: int) -> None:
     """Note a try with a wrong key; what was tried may be a secret in the wrong place, and is not written down."""
     _log.warning("audit by=unknown from=%s result=401 failed=%d", origin, count)
-
-
-def _path(request: web.BaseRequest) -> str:
-    action = request.query.get("action")
-    return request.path if action is None else f"{request.path}?action={action}"
 
 
 async def _asked(request: web.BaseRequest) -> object:

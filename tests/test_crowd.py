@@ -7,7 +7,7 @@ import pytest
 
 from tests.running import Running
 from tests.torture.bench import Places, daemon_config, places_in_memory
-from tests.torture.crowd import VERBS, Crowd
+from tests.torture.crowd import NAME, VERBS, Crowd
 
 pytestmark = pytest.mark.root
 
@@ -22,7 +22,7 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Places]:
 
 
 def test_clients_on_the_same_volumes_are_served_or_told_why_not_and_nothing_is_left(places: Places) -> None:
-    with Running(places.base / "daemon", config=daemon_config(places)) as daemon:
+    with Running(places.base / NAME, config=daemon_config(places, NAME)) as daemon:
         crowd = Crowd(daemon, seed=SEED)
         crowd.run(places, time_s=TIME_S)
     assert crowd.done.keys() <= set(VERBS)

@@ -19,7 +19,7 @@ from typing import Final
 from tests.running import Running
 from tests.torture import daemons, kills, machine
 from tests.torture.bench import KINDS, Bench, Places, daemon_config, places_in_memory
-from tests.torture.crowd import Crowd
+from tests.torture.crowd import NAME, Crowd
 from voldriverd.kernel import fs
 
 ROUNDS_MAX: Final = 1_000_000
@@ -58,7 +58,7 @@ def torture_daemon(places: Places, *, seed: int, time_s: float) -> None:
 
 def torture_crowd(places: Places, *, seed: int, time_s: float) -> None:
     """The daemon with many clients on the same few volumes."""
-    with Running(places.base / "crowd", config=daemon_config(places)) as daemon:
+    with Running(places.base / NAME, config=daemon_config(places, NAME)) as daemon:
         crowd = Crowd(daemon, seed=seed)
         crowd.run(places, time_s=time_s)
     for word, counts in (("done", crowd.done), ("refused with a reason", crowd.refused)):

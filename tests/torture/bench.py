@@ -69,12 +69,12 @@ def places_in_memory(base: Path) -> Iterator[Places]:
         memory.rmdir()
 
 
-def daemon_config(places: Places) -> str:
-    """Return the configuration of a daemon with a pool of each driver, and small sparse images."""
+def daemon_config(places: Places, name: str = "daemon") -> str:
+    """Return the configuration of a daemon of that name with a pool of each driver, and small sparse images."""
     configured = {kind.driver: places.pools[kind.name] for kind in KINDS if kind.name != "btrfs"}
     extra = {"btrfs": 'quota = "simple"', "loop": f'default_size = "{DEFAULT_MIB}M"', "directory": ""}
     sections = [
-        f'[pools.{driver}]\ndriver = "{driver}"\npath = "{place / "daemon" / driver}"\n{extra[driver]}\n'
+        f'[pools.{driver}]\ndriver = "{driver}"\npath = "{place / name / driver}"\n{extra[driver]}\n'
         for driver, place in configured.items()
     ]
     return 'reserve = "0%"\n' + "".join(sections)

@@ -15,6 +15,8 @@ from tests.torture.bench import Places
 from tests.world import until
 from voldriverd.kernel import mount
 
+NAME: Final = "crowd"
+"""Of the daemon, for its pools."""
 CLIENTS: Final = 8
 DRIVERS: Final = ("btrfs", "loop", "directory")
 VERBS: Final = (
@@ -40,7 +42,8 @@ class Crowd:
             for client in [threads.submit(self._live, number, end_s) for number in range(CLIENTS)]:
                 client.result()
         self._take_away()
-        trees = [place / "daemon" / driver / "trees" for place in set(places.pools.values()) for driver in DRIVERS]
+        trees = [place / NAME / driver / "trees" for place in set(places.pools.values()) for driver in DRIVERS]
+        assert any(path.exists() for path in trees)
         until(lambda: not any(os.listdir(path) for path in trees if path.exists()), "the trees to be removed")
         assert not [entry for entry in mount.table() if entry.mount_point.startswith(f"{self._daemon.root}/mounts/")]
         assert "Traceback" not in self._daemon.log

@@ -12,6 +12,7 @@ from pathlib import Path
 import hypothesis
 import pytest
 
+from tests.engines import Bench, bench_on
 from tests.scratch import Scratch, loops_under
 from voldriverd.kernel import mount
 
@@ -59,6 +60,22 @@ def scratch(tmp_path: Path) -> Iterator[Scratch]:
     scratch = Scratch(tmp_path / "scratch")
     yield scratch
     scratch.close()
+
+
+@pytest.fixture(scope="module")
+def memory_root(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A tmpfs of 64 MiB, for engines on the in-memory driver."""
+    root = tmp_path_factory.mktemp("memory")
+    mount.mount("tmpfs", root, fs_type="tmpfs", data="size=64m")
+    yield root
+    mount.unmount(root)
+
+
+@pytest.fixture
+def bench(memory_root: Path) -> Iterator[Bench]:
+    """An engine on the in-memory driver."""
+    with bench_on(memory_root) as bench:
+        yield bench
 
 
 @pytest.fixture(autouse=True)

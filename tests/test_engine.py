@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.engines import Bench, bench_on
+from tests.engines import Bench
 from voldriverd import model
 from voldriverd.driver import Capability, Key, TreeOptions
 from voldriverd.engine import catalogue, failures, mounts, snapshots, space, trash, trees, upkeep, volumes
@@ -21,20 +21,6 @@ pytestmark = pytest.mark.root
 
 ANONYMOUS = "0123456789abcdef" * 4
 START = datetime(2026, 3, 4, 5, 6, 7, tzinfo=UTC)
-
-
-@pytest.fixture(scope="module")
-def memory_root(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    root = tmp_path_factory.mktemp("engine")
-    mount.mount("tmpfs", root, fs_type="tmpfs", data="size=64m")
-    yield root
-    mount.unmount(root)
-
-
-@pytest.fixture
-def bench(memory_root: Path) -> Iterator[Bench]:
-    with bench_on(memory_root) as bench:
-        yield bench
 
 
 def at(bench: Bench, **after: float) -> None:

@@ -19,7 +19,7 @@ import pytest
 from aiohttp import web
 
 from tests import commands, doors
-from tests.engines import Bench, bench_on
+from tests.engines import Bench
 from tests.running import CLIENT, SMALL, Running, UnixConnection
 from voldriverd.api.rancher import events, schemas
 from voldriverd.api.rancher.problems import Problem
@@ -27,7 +27,6 @@ from voldriverd.cli import events as cli_events
 from voldriverd.cli.connection import Connection, Place
 from voldriverd.engine import pools
 from voldriverd.errors import Unusable
-from voldriverd.kernel import mount
 from voldriverd.runner import CAUSE
 from voldriverd.service import Service
 from voldriverd.store.write import Write
@@ -333,20 +332,6 @@ def test_the_command_takes_no_other_answer_for_events() -> None:
 
 
 # A feed in this process: few events are kept, and readers are slow.
-
-
-@pytest.fixture(scope="module")
-def memory_root(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    root = tmp_path_factory.mktemp("feeds")
-    mount.mount("tmpfs", root, fs_type="tmpfs", data="size=64m")
-    yield root
-    mount.unmount(root)
-
-
-@pytest.fixture
-def bench(memory_root: Path) -> Iterator[Bench]:
-    with bench_on(memory_root) as bench:
-        yield bench
 
 
 @dataclass

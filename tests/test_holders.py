@@ -21,14 +21,6 @@ START = datetime(2026, 3, 4, 5, 6, 7, tzinfo=UTC)
 LATER = START + timedelta(seconds=10 * SETTLING_S)
 
 
-@pytest.fixture(scope="module")
-def memory_root(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    root = tmp_path_factory.mktemp("holders")
-    mount.mount("tmpfs", root, fs_type="tmpfs", data="size=64m")
-    yield root
-    mount.unmount(root)
-
-
 @pytest.fixture
 def bench(memory_root: Path) -> Iterator[Bench]:
     with bench_on(memory_root) as bench:

@@ -3,20 +3,18 @@
 After each: no tree that nobody owns, no half state, and all that a client was told is true.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Final
 
 import pytest
 
-from tests.engines import Bench, bench_on
+from tests.engines import Bench
 from tests.memory import PowerCut, lose_power
 from voldriverd import model
 from voldriverd.driver import Key
 from voldriverd.engine import snapshots, trash, volumes
 from voldriverd.errors import Error
-from voldriverd.kernel import mount
 from voldriverd.model import SnapshotState, VolumeState
 
 pytestmark = pytest.mark.root
@@ -137,20 +135,6 @@ VERBS: Final[dict[str, Verb]] = {
     ),
     "upkeep": Verb(Bench.upkeep, _nothing),
 }
-
-
-@pytest.fixture(scope="module")
-def memory_root(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    root = tmp_path_factory.mktemp("memory")
-    mount.mount("tmpfs", root, fs_type="tmpfs", data="size=256m")
-    yield root
-    mount.unmount(root)
-
-
-@pytest.fixture
-def bench(memory_root: Path) -> Iterator[Bench]:
-    with bench_on(memory_root) as bench:
-        yield bench
 
 
 def _prepare(bench: Bench) -> Promises:

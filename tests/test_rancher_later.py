@@ -23,7 +23,6 @@ from voldriverd.driver import Change, ChangeKind, Key, Usage
 from voldriverd.engine import inspection, pools
 from voldriverd.engine.context import Limits
 from voldriverd.errors import Invalid, Unusable
-from voldriverd.kernel import mount
 from voldriverd.service import Service
 
 pytestmark = pytest.mark.root
@@ -31,14 +30,6 @@ pytestmark = pytest.mark.root
 ANSWER_S = 0.02
 PATIENCE_S = 20.0
 GIB = 1 << 30
-
-
-@pytest.fixture(scope="module")
-def memory_root(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    root = tmp_path_factory.mktemp("later")
-    mount.mount("tmpfs", root, fs_type="tmpfs", data="size=64m")
-    yield root
-    mount.unmount(root)
 
 
 @pytest.fixture

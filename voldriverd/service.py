@@ -69,13 +69,6 @@ class Service:
         """Wait for verbs that run; tells whether all have ended. What has not is ended by recovery."""
         return await self.runner.stop(within_s=within_s)
 
-    def find(self, name_or_id: str) -> model.Volume:
-        """Return the live volume of a name. Raises NotFound."""
-        volume = self.store.volume_named(name_or_id)
-        if volume is None:
-            raise NotFound(f"no volume is named {name_or_id}")
-        return volume
-
     def row(self, volume_id: model.VolumeId) -> model.Volume:
         """Return a live or trashed volume. Raises NotFound."""
         volume = self.store.volume(volume_id)

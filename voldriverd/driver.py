@@ -29,7 +29,11 @@ class Capability(Flag):
     COW = auto()
     """A clone takes the same time for any amount of data."""
     INSTANT = auto()
-    """The clone of a tree that is being written is what a power cut would have left."""
+    """The clone of a tree that is being written is what a power cut would have left: all that was synced before.
+
+    What was written and not synced is there too as a rule; a snapshot of btrfs missed the last of it in about one of
+    700 (Linux 6.18, a writer beside it that never paused).
+    """
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,10 +5,12 @@ A *tree* is one set of files under a *key*. Keys come from the store (`v3.1`, `s
 A driver is made with its pool's root directory and the directory of mount points
 (`mounts`, outside the pool); both exist. Tests in `tests/contract` follow this text line by line.
 
-`send` and `receive` (streams of a tree for backups) join the contract together with the backups.
+A *stream* is a tree written down for a backup, whole or as what changed since another tree; a *chain* is a whole one
+and the changes that follow it, each since the one before.
 """
 
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from enum import Flag, StrEnum, auto
 from pathlib import Path
@@ -16,6 +18,8 @@ from typing import Final, NewType, Protocol
 
 Key = NewType("Key", str)
 
+PART_MAX: Final = 4 << 20
+"""The most bytes of data in one part of a stream: what is read, compressed and stored at once."""
 RECLAIM_S: Final = 20.0
 """How long `reclaim` may take: a Docker call that waits for it is given up after 60 s."""
 
@@ -34,6 +38,8 @@ class Capability(Flag):
     What was written and not synced is there too as a rule; a snapshot of btrfs missed the last of it in about one of
     700 (Linux 6.18, a writer beside it that never paused).
     """
+    DELTA = auto()
+    """`send` with a base reads only what changed since."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +90,47 @@ class Change:
     kind: ChangeKind
 
 
+class StreamFormat(StrEnum):
+    """How a tree is written down."""
+
+    BTRFS = "btrfs"
+    """What `btrfs send` writes and `btrfs receive` reads."""
+    BLOCKS = "blocks"
+    """The ranges of an image that hold data, or that changed, in ascending order."""
+    TAR = "tar"
+    """What GNU tar reads: pax headers with extended attributes, ACLs, hard links, holes and numeric owners."""
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """The next piece of a stream, of at most PART_MAX bytes."""
+
+    data: bytes | None
+    """None: a range of an image that holds nothing (any more) and reads as zeros; only in BLOCKS."""
+    length: int
+    """In bytes; of `data` if there is any."""
+    offset: int | None = None
+    """Where in the image, in bytes; None if the format is not BLOCKS."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stream:
+    """A tree, or what changed in it. Its parts can be read once, and only inside the block that gave the stream."""
+
+    format: StreamFormat
+    version: int
+    """Of the format: 1 or 2 of BTRFS; else 1."""
+    is_incremental: bool
+    """Whether it is only what changed since a base."""
+    image_bytes: int | None
+    """The size of the image that BLOCKS are of; else None."""
+    expected_bytes: int | None
+    """How many bytes of data will come, roughly, for who shows progress; None if that cannot be told."""
+    parts: Iterator[Part]
+    notes: tuple[str, ...] = ()
+    """What the stream could not hold of the tree, or why it is no increment: for people."""
+
+
 class Driver(Protocol):
     """Keeps the trees of one pool.
 
@@ -103,6 +150,8 @@ class Driver(Protocol):
     capabilities: Capability
     options: frozenset[str]
     """The names of the TreeOptions fields (`size_bytes` is `size` here) that this driver honours."""
+    formats: tuple[StreamFormat, ...]
+    """The formats that `send` can write, its own first; `receive` takes those and TAR."""
 
     def open(self) -> None:
         """Check the pool and sweep what a crash left half-made; repeatable.
@@ -187,4 +236,28 @@ class Driver(Protocol):
 
     def reclaim(self) -> bool:
         """Return when the space of all trees removed so far is free; False if that takes more than RECLAIM_S."""
+        ...
+
+    def send(
+        self, key: Key, base: Key | None = None, *, wanted: StreamFormat | None = None, is_thorough: bool = False
+    ) -> AbstractContextManager[Stream]:
+        """Write down a read-only tree for the block: what changed since `base` (DELTA), or all of it.
+
+        `wanted` None means the driver's own format; any driver can write TAR. What the driver's own format cannot hold
+        (nested subvolumes in a btrfs stream) it writes as TAR, whole, and says so in `notes`. `is_thorough`: compare
+        every byte with the base instead of trusting the file system's account of what changed. The same tree and base
+        give the same bytes again, so that what broke off can be taken up. An early end of the block stops the work
+        and leaves nothing behind. Raises NotFound (either tree), Unsupported (no DELTA and a base; a format).
+        """
+        ...
+
+    def receive(self, key: Key, chain: Iterator[Stream], options: TreeOptions) -> tuple[str, ...]:
+        """Make a writable tree from a chain, which is read lazily, one stream after the other.
+
+        `options` are completed ones: owner and mode of the root come from the stream, an image in BLOCKS keeps its own
+        size and file system, and a size that the tree turns out larger than becomes the tree's. Returns what the
+        driver could not keep of the streams, for people. What an iterator of parts raises passes through; then, and
+        after a crash, the key is absent. Raises Exists, Unsupported (a format that it does not take), Unusable (the
+        stream is not what its format says, or does not fit).
+        """
         ...

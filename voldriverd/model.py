@@ -1,6 +1,6 @@
-"""The rows: pools, volumes, snapshots, mounts, trees, API keys. Data and pure questions, no effects.
+"""The rows: pools, volumes, snapshots, backups and their targets, mounts, trees, API keys.
 
-Times are aware datetimes in UTC. Sizes are bytes. A row is never changed: a verb commits a new one.
+Data and pure questions, no effects. Times are aware datetimes in UTC. Sizes are bytes. A row is never changed: a verb commits a new one.
 """
 
 from collections.abc import Mapping
@@ -9,13 +9,15 @@ from datetime import datetime
 from enum import StrEnum
 from typing import NewType
 
-from voldriverd.driver import Key, TreeOptions
+from voldriverd.driver import Key, StreamFormat, TreeOptions
 
 PoolId = NewType("PoolId", int)
 VolumeId = NewType("VolumeId", int)
 SnapshotId = NewType("SnapshotId", int)
 MountId = NewType("MountId", int)
 ApiKeyId = NewType("ApiKeyId", int)
+TargetId = NewType("TargetId", int)
+BackupId = NewType("BackupId", int)
 
 
 class VolumeState(StrEnum):
@@ -28,6 +30,9 @@ class VolumeState(StrEnum):
     REVERTING = "reverting"
     UPDATING = "updating"
     """`size_bytes` is the size aimed at; recovery makes the tree so."""
+    RESTORING = "restoring"
+    """A backup is being brought back. A new volume's tree may be missing and the restore is begun again; one that had
+    content rests again with that content after a crash."""
     REMOVED = "removed"
     """In the trash until `destroy_at`."""
     PURGED = "purged"
@@ -41,6 +46,20 @@ class SnapshotState(StrEnum):
     CREATED = "created"
     REMOVED = "removed"
     """A tombstone: it has no tree any more."""
+
+
+class BackupState(StrEnum):
+    """Where a backup is in its life."""
+
+    CREATING = "creating"
+    """Its bytes are on their way; after a crash they are sent again, except for those that arrived."""
+    CREATED = "created"
+    """The target holds all of it."""
+    ERROR = "error"
+    """It was given up, `message` says why; the target lists no such backup."""
+    REMOVING = "removing"
+    REMOVED = "removed"
+    """A tombstone."""
 
 
 class Health(StrEnum):
@@ -186,6 +205,84 @@ class ApiKey:
 
 
 @dataclass(frozen=True, slots=True)
+class Target:
+    """A place for backups; `uuid` is this row's, not that of the repository there."""
+
+    id: TargetId
+    uuid: str
+    name: str
+    """Unique among live targets."""
+    description: str | None
+    is_configured: bool
+    """It stands in the configuration file, which then is the only place where it can be changed or removed."""
+    url: str
+    """`s3://bucket/prefix`, `file:///directory`, or `nfs://server/share`."""
+    endpoint: str | None = None
+    """s3: the URL of the service; None for that of the region."""
+    region: str | None = None
+    access_key: str | None = field(default=None, repr=False)
+    secret_key: str | None = field(default=None, repr=False)
+    """s3: both or neither; neither: the AWS environment, or the files of a configured target."""
+    passphrase: str | None = field(default=None, repr=False)
+    """None: not encrypted, or the file of a configured target."""
+    mount_options: str | None = None
+    """nfs: as mount(8) takes them."""
+    created_at: datetime | None = None
+    removed_at: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Backup:
+    """One backup in a target, made here or found there; what it holds stands in its manifest, this is the index card."""
+
+    id: BackupId
+    uuid: str
+    target_id: TargetId
+    volume_id: VolumeId | None
+    """The volume here that it was made from; None for one of another host, or of a volume that is forgotten."""
+    volume_uuid: str
+    """The folder in the target."""
+    volume_name: str
+    snapshot_id: SnapshotId | None
+    """The snapshot here that it was made from; None as for the volume."""
+    snapshot_uuid: str
+    snapshot_name: str | None
+    name: str | None
+    description: str | None
+    driver: str
+    """That of the volume it was made from."""
+    format: StreamFormat | None
+    """None until it has been sent."""
+    host: str
+    """The name of the host that made it."""
+    state: BackupState
+    created_at: datetime
+    """When it was begun."""
+    taken_at: datetime
+    """When the snapshot was made: the instant that a restore brings back."""
+    parent_uuid: str | None = None
+    """The backup that it builds on; None for a whole one, and until it has been sent."""
+    key: Key | None = None
+    """The tree here that it is made from and, until a later one is done, the base of the next; None if it has none."""
+    size_bytes: int | None = None
+    """What the volume could hold; None if that had no limit."""
+    content_bytes: int = 0
+    """The length of its stream: what it takes to write it down, uncompressed."""
+    stored_bytes: int = 0
+    """What was added to the target for it."""
+    message: str | None = None
+    """Why it was given up, or what is to be known about it."""
+    verified_at: datetime | None = None
+    """When all its bytes were last read and found right."""
+    removed_at: datetime | None = None
+
+    @property
+    def shown_name(self) -> str:
+        """The API id: names of backups need not be unique."""
+        return f"1b{self.id}"
+
+
+@dataclass(frozen=True, slots=True)
 class Secret:
     """A text that is shown to its owner only; whatever prints this prints `***`."""
 
@@ -208,7 +305,7 @@ class SnapshotSummary:
 class Commit:
     """What one transaction changed, for who watches the store."""
 
-    rows: tuple[Volume | Snapshot, ...]
+    rows: tuple[Volume | Snapshot | Backup, ...]
     """As they are now, in the order of the changes."""
     held: tuple[Mount, ...]
     """Mounts that are new; one that is counted anew is none."""
@@ -256,6 +353,11 @@ def snapshot_key(snapshot_id: SnapshotId) -> Key:
     return Key(f"s{snapshot_id}")
 
 
+def backup_key(backup_id: BackupId) -> Key:
+    """Return the key of the tree that a backup is made from."""
+    return Key(f"b{backup_id}")
+
+
 def key_number(key: Key) -> tuple[str, int]:
     """Return (letter, id) of a key, so that new ids start above every key on disk. Raises ValueError."""
     return key[0], int(key[1:].partition(".")[0])
@@ -269,6 +371,8 @@ def shown_state(volume: Volume, *, is_mounted: bool) -> str:
         return "reverting-inactive"
     if volume.state is VolumeState.UPDATING:
         return "updating-active" if is_mounted else "updating-inactive"
+    if volume.state is VolumeState.RESTORING:
+        return "restoring-inactive"
     return volume.state.value
 
 
@@ -282,12 +386,21 @@ def volume_actions(volume: Volume, *, is_mounted: bool, has_host_holder: bool) -
     if has_host_holder:
         offered = offered - {"activate"} | {"deactivate"}
     if not is_mounted:
-        offered |= {"reverttosnapshot", "remove"}
+        offered |= {"reverttosnapshot", "restorefrombackup", "remove"}
     return frozenset(offered)
 
 
 def snapshot_actions(snapshot: Snapshot, volume: Volume) -> frozenset[str]:
     """Return the actions that a snapshot offers now; one in the trash goes with its volume."""
     if snapshot.state is SnapshotState.CREATED and volume.is_live:
-        return frozenset({"remove"})
+        return frozenset({"backup", "remove"})
     return frozenset()
+
+
+def backup_actions(backup: Backup) -> frozenset[str]:
+    """Return the actions that a backup offers now."""
+    if backup.state is BackupState.CREATING:
+        return frozenset({"cancel"})
+    if backup.state is BackupState.CREATED:
+        return frozenset({"verify", "remove"})
+    return frozenset({"remove"}) if backup.state is BackupState.ERROR else frozenset()

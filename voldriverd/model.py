@@ -1,6 +1,7 @@
 """The rows: pools, volumes, snapshots, backups and their targets, mounts, trees, API keys.
 
-Data and pure questions, no effects. Times are aware datetimes in UTC. Sizes are bytes. A row is never changed: a verb commits a new one.
+Data and pure questions, no effects. Times are aware datetimes in UTC. Sizes are bytes. A row is never changed: a verb
+commits a new one.
 """
 
 from collections.abc import Mapping
@@ -233,7 +234,7 @@ class Target:
 
 @dataclass(frozen=True, slots=True)
 class Backup:
-    """One backup in a target, made here or found there; what it holds stands in its manifest, this is the index card."""
+    """One backup in a target, made here or found there: the index card; what it holds stands in its manifest."""
 
     id: BackupId
     uuid: str

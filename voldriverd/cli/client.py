@@ -15,7 +15,7 @@ from voldriverd.cli.connection import Connection, place_of
 from voldriverd.cli.session import Session
 from voldriverd.errors import Error
 
-_GROUPS: Final = ("apikey", "events", "info", "pool", "snapshot", "trash", "volume")
+_GROUPS: Final = ("apikey", "backup", "events", "info", "pool", "snapshot", "target", "trash", "volume")
 
 
 class _Program(click.Group):
@@ -64,7 +64,7 @@ def main(
     ca_cert: Path | None,
     is_json: bool,
 ) -> None:
-    """Volumes, snapshots and pools of voldriverd.
+    """Volumes, snapshots, backups and pools of voldriverd.
 
     The daemon is found by --socket or VOLDRIVER_SOCKET, or by --url, --access-key, --secret-key and --ca-cert
     (VOLDRIVER_URL, VOLDRIVER_ACCESS_KEY, VOLDRIVER_SECRET_KEY, VOLDRIVER_CA_CERT, or the same with CATTLE_).

@@ -53,6 +53,35 @@ class SnapshotName(click.ParamType):  # type: ignore[type-arg]
         return [CompletionItem(f"{volume}{at}{name}" if at else name) for name in shown if name.startswith(begun)]
 
 
+class BackupId(click.ParamType):  # type: ignore[type-arg]
+    """The id of a backup; completes those that are known."""
+
+    name = "id"
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        """Return the ids that begin so, each with its volume."""
+        del param
+        found = [backup for backup in _listed(ctx, "backups") if backup["id"].startswith(incomplete)]
+        return [CompletionItem(backup["id"], help=backup["volumeName"]) for backup in found]
+
+
+class TargetName(click.ParamType):  # type: ignore[type-arg]
+    """The name or id of a target; completes names."""
+
+    name = "target"
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        """Return the names that begin so."""
+        del param
+        names = [target["name"] for target in _listed(ctx, "backuptargets")]
+        return [CompletionItem(name) for name in sorted(names) if name.startswith(incomplete)]
+
+
+def target(function: _F) -> _F:
+    """Add `--target`."""
+    return click.option("--target", metavar="TARGET", type=TargetName(), help="Not the default one.")(function)
+
+
 def quiet(function: _F) -> _F:
     """Add `-q`."""
     return click.option("-q", "--quiet", is_flag=True, help="Print names only.")(function)

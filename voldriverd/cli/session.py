@@ -49,14 +49,18 @@ class Session:
         else:
             tell(resource)
 
-    def finish(self, resource: Resource, *, no_wait: bool) -> Resource:
+    def finish(
+        self, resource: Resource, *, no_wait: bool, follow: Callable[[Resource], None] | None = None
+    ) -> Resource:
         """Wait until the work on a resource is final. Raises Unusable if it came to nothing.
 
-        Fields that only the first answer has are kept.
+        Fields that only the first answer has are kept. `follow` is called with each look at it.
         """
         pause_s = _POLL_MIN_S
         first = resource
         while resource["transitioning"] == "yes" and not no_wait:
+            if follow is not None:
+                follow(resource)
             time.sleep(pause_s)
             pause_s = min(2 * pause_s, _POLL_MAX_S)
             resource = self.connection.get(resource_path(f"{resource['type']}s", resource["id"]))
@@ -112,6 +116,28 @@ class Session:
                 if pool[field] == text:
                     return pool
         raise NotFound(f"there is no pool {text!r}; there is {', '.join(pool['name'] for pool in pools) or 'none'}")
+
+    def backup(self, text: str) -> Resource:
+        """Return the backup of an id. Raises NotFound."""
+        found = self._by_id("backups", "1b", text)
+        if found is None:
+            raise NotFound(f"there is no backup {text!r}; voldriver backup ls shows the ids")
+        return found
+
+    def target(self, text: str | None) -> Resource:
+        """Return the target of a name or id (names win), or the default one. Raises NotFound."""
+        targets = self.connection.list("backuptargets")
+        known = ", ".join(target["name"] for target in targets) or "none"
+        if text is None:
+            default = next((target for target in targets if target["isDefault"]), None)
+            if default is None:
+                raise NotFound(f"no target is the default one; give one of those that there are: {known}")
+            return default
+        for field in ("name", "id"):
+            for target in targets:
+                if target[field] == text:
+                    return target
+        raise NotFound(f"there is no target {text!r}; there is {known}")
 
     def _by_id(self, collection: str, prefix: str, text: str) -> Resource | None:
         if not (text.startswith(prefix) and text[len(prefix) :].isdecimal()):

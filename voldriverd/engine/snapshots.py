@@ -7,7 +7,7 @@ from datetime import datetime, timedelta
 from typing import Final
 
 from voldriverd import model
-from voldriverd.driver import Key
+from voldriverd.driver import Key, TreeOptions
 from voldriverd.engine import creation, failures, space, trees, use, volumes
 from voldriverd.engine.context import Engine
 from voldriverd.errors import Error, Exists, Invalid, NotFound
@@ -116,11 +116,48 @@ def displace(
     The larger of both sizes is kept (D5). A failure or crash before the last commit leaves all as it was.
     """
     driver = engine.pools.driver(volume.pool_id)
-    kept = _displaced_row(engine, volume, verb)
-    key = model.volume_key(volume.id, volume.content + 1)
     size_bytes = max((size for size in (size_bytes, volume.size_bytes) if size is not None), default=None)
-    going = replace(volume, state=VolumeState.REVERTING, content=volume.content + 1)
-    added = (_tree_of(engine, volume, kept.tree, source=volume.tree), _tree_of(engine, volume, key, source=source))
+    options = creation.tree_options(engine, source)
+    going = begin_displacing(engine, replace(volume, state=VolumeState.REVERTING), options, source=source, verb=verb)
+    if begun is not None:
+        begun((going.volume, going.kept))
+    try:
+        with failures.told_as(f"cannot {verb} volume {volume.name}"):
+            driver.clone(volume.tree, going.kept.tree, read_only=True)
+            volumes.clone(driver, source, going.key, size_bytes=size_bytes)
+        return end_displacing(engine, going, size_bytes=size_bytes)
+    except Error:
+        give_up_displacing(engine, going, message=volume.message)
+        raise
+
+
+@dataclass(frozen=True, slots=True)
+class Displacing:
+    """A volume that is about to get another tree, as it stands in the database meanwhile."""
+
+    volume: model.Volume
+    """It still points to its present tree."""
+    key: Key
+    """Of the tree that it is to have; whoever displaces makes it."""
+    kept: model.Snapshot
+    """What the present content becomes; it has no row before the end, and whoever displaces makes its tree."""
+
+
+def begin_displacing(
+    engine: Engine, volume: model.Volume, options: TreeOptions, *, source: Key | None, verb: str
+) -> Displacing:
+    """Commit that a volume, given in the state that says so, is to get another tree.
+
+    `options` and `source` are those of the new tree. A crash before `end_displacing` leaves all as it was.
+    """
+    going = replace(volume, content=volume.content + 1)
+    key = model.volume_key(volume.id, going.content)
+    kept = _displaced_row(engine, volume, verb)
+    kept_options = creation.tree_options(engine, volume.tree)
+    added = (
+        model.Tree(kept.tree, volume.pool_id, kept_options, volume.tree, is_settled=True),
+        model.Tree(key, volume.pool_id, options, source, is_settled=True),
+    )
 
     def begin(write: Write) -> None:
         for tree in added:
@@ -128,26 +165,37 @@ def displace(
         write.put_volume(going)
 
     engine.store.commit(begin)
-    if begun is not None:
-        begun((going, kept))
-    moved = replace(going, state=VolumeState.INACTIVE, key=key, size_bytes=size_bytes)
+    return Displacing(going, key, kept)
+
+
+def end_displacing(
+    engine: Engine, going: Displacing, *, size_bytes: int | None, message: str | None = None
+) -> Reverted:
+    """Move both pointers in one commit, once both trees are there, and hand the old tree to the worker.
+
+    What else was changed of the volume's row meanwhile stays.
+    """
+    volume = _present(engine, going)
+    moved = replace(volume, state=VolumeState.INACTIVE, key=going.key, size_bytes=size_bytes, message=message)
+    name = _free_name(engine, volume, going.kept.shown_name)  # meanwhile somebody may have given it to another
+    kept = replace(going.kept, name=name, expires_at=_kept_until(engine))
 
     def move(write: Write) -> None:
         write.put_volume(moved)
         write.put_snapshot(kept)
 
-    try:
-        with failures.told_as(f"cannot {verb} volume {volume.name}"):
-            driver.clone(volume.tree, added[0].key, read_only=True)
-            volumes.clone(driver, source, key, size_bytes=size_bytes)
-        engine.store.commit(move, is_vital=True)
-    except Error:
-        resting = replace(going, state=VolumeState.INACTIVE)
-        engine.store.commit(lambda write: write.put_volume(resting), is_vital=True)
-        trees.discard(engine, volume.pool_id, *(tree.key for tree in added))
-        raise
+    engine.store.commit(move, is_vital=True)
     trees.discard(engine, volume.pool_id, volume.tree)
     return moved, kept
+
+
+def give_up_displacing(engine: Engine, going: Displacing, *, message: str | None = None) -> model.Volume:
+    """Let a volume rest again with the tree that it has; `message` says why, None: nothing is to be said."""
+    volume = _present(engine, going)
+    resting = replace(volume, state=VolumeState.INACTIVE, message=message)
+    engine.store.commit(lambda write: write.put_volume(resting), is_vital=True)
+    trees.discard(engine, volume.pool_id, going.key, going.kept.tree)
+    return resting
 
 
 def set_properties(
@@ -165,16 +213,28 @@ def set_properties(
     return changed
 
 
+def _present(engine: Engine, going: Displacing) -> model.Volume:
+    volume = engine.store.volume(going.volume.id)
+    assert volume is not None, f"volume {going.volume.name} went while it got another tree"
+    return volume
+
+
 def _displaced_row(engine: Engine, volume: model.Volume, verb: str) -> model.Snapshot:
-    now = engine.now()
-    base = name = f"before-{verb}-{now:%Y%m%dT%H%M%SZ}"
-    count = 1
+    name = _free_name(engine, volume, f"before-{verb}-{engine.now():%Y%m%dT%H%M%SZ}")
+    row = _new_row(engine, volume, Wish(name, f"what the {verb} displaced", _kept_until(engine)), is_automatic=True)
+    return replace(row, state=SnapshotState.CREATED)
+
+
+def _free_name(engine: Engine, volume: model.Volume, base: str) -> str:
+    name, count = base, 1
     while engine.store.snapshot_named(volume.id, name) is not None:
         count += 1
         name = f"{base}.{count}"
-    expires_at = now + timedelta(seconds=engine.limits.trash_retention_s or KEEP_S)
-    row = _new_row(engine, volume, Wish(name, f"what the {verb} displaced", expires_at), is_automatic=True)
-    return replace(row, state=SnapshotState.CREATED)
+    return name
+
+
+def _kept_until(engine: Engine) -> datetime:
+    return engine.now() + timedelta(seconds=engine.limits.trash_retention_s or KEEP_S)
 
 
 def _new_row(engine: Engine, volume: model.Volume, wish: Wish, *, is_automatic: bool) -> model.Snapshot:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from voldriverd import config, names
 from voldriverd.config import Config, Listen, PoolConfig, TargetConfig
-from voldriverd.errors import Invalid, Unsupported
+from voldriverd.errors import Invalid
 
 EVERYTHING = """
 root = "/data/voldriver"
@@ -55,6 +55,10 @@ passphrase_file = "/etc/voldriver/passphrase"
 
 [targets.disk]
 url = "file:///mnt/backups"
+
+[targets.share]
+url = "nfs://nas//exports/backups/"
+mount_options = "vers=4.2,soft"
 """
 
 NAMES = st.from_regex(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{0,20}", fullmatch=True)
@@ -108,6 +112,7 @@ def test_every_key_is_read() -> None:
                 passphrase_file=Path("/etc/voldriver/passphrase"),
             ),
             TargetConfig("disk", "file:///mnt/backups"),
+            TargetConfig("share", "nfs://nas/exports/backups", mount_options="vers=4.2,soft"),
         ),
     )
 
@@ -276,10 +281,21 @@ def test_plain_http_allows_an_address_that_is_not_loopback() -> None:
         ('default_target = "none"', "default_target", ["'none'", "there is no [targets.none]"]),
         ('default_target = "a b"', "default_target", ["the target name contains ' '"]),
         ('[targets.a]\nregion = "x"', "targets.a.url", ["[targets.a]", "no url"]),
-        ('[targets.a]\nurl = "http://x"', "targets.a.url", ["'http://x'", "s3://bucket/prefix or file:///directory"]),
+        (
+            '[targets.a]\nurl = "http://x"',
+            "targets.a.url",
+            ["'http://x'", "s3://bucket/prefix, file:///directory or nfs://"],
+        ),
         ('[targets.a]\nurl = "s3://key:secret@bucket"', "targets.a.url", ["s3://bucket/prefix"]),
         ('[targets.a]\nurl = "file://a"', "targets.a.url", ["absolute"]),
         ('[targets.a]\nurl = "file:///a"\nregion = "x"', "targets.a.region", ["s3 targets", "file:///a"]),
+        (
+            '[targets.a]\nurl = "file:///a"\nmount_options = "x"',
+            "targets.a.mount_options",
+            ["nfs targets", "file:///a"],
+        ),
+        ('[targets.a]\nurl = "nfs://h/a"\nendpoint = "http://x"', "targets.a.endpoint", ["s3 targets", "nfs://h/a"]),
+        ('[targets.a]\nurl = "nfs://h/a"\nmount_options = "a b"', "targets.a.mount_options", ["'a b'", "soft"]),
         ('[targets.a]\nurl = "s3://bucket"\nregion = "X"', "targets.a.region", ["'X'", "us-east-1"]),
         ('[targets.a]\nurl = "s3://bucket"\nendpoint = "host"', "targets.a.endpoint", ["'host'", "http://"]),
         (
@@ -402,11 +418,35 @@ def test_a_relative_root_of_the_command_line_is_refused() -> None:
         config.parse({"root": "data"})
 
 
-def test_what_this_release_does_not_serve_is_refused(tmp_path: Path) -> None:
-    file = written(tmp_path, '[targets.disk]\nurl = "file:///mnt"')
-    with pytest.raises(Unsupported) as caught:
-        config.load(file)
-    assert str(caught.value) == f"cannot load {file}: [targets.disk]: this release makes no backups"
+def test_a_target_is_read_from_the_file(tmp_path: Path) -> None:
+    loaded = config.load(written(tmp_path, '[targets.disk]\nurl = "file:///mnt"'))
+    assert loaded.targets == (TargetConfig("disk", "file:///mnt"),)
+
+
+@pytest.mark.parametrize("path", ["/var/lib/voldriver/backups", "/run/voldriver", "/var", "/srv/a", "/srv/a/b", "/srv"])
+def test_a_target_in_or_around_what_is_backed_up_is_refused(path: str) -> None:
+    error = refusal(f'[pools.x]\ndriver = "loop"\npath = "/srv/a"\n[targets.t]\nurl = "file://{path}"')
+    assert error.field == "targets.t.url"
+    assert re.search(r"it is, lies in or contains (root|run_dir|the path of pool x) \(/", str(error))
+
+
+@pytest.mark.parametrize(
+    ("one", "two"),
+    [
+        ("file:///mnt/a", "file:///mnt//a/"),
+        ("s3://bucket/a", "s3://bucket/a/"),
+        ("nfs://nas/a", "nfs://nas//a"),
+    ],
+)
+def test_two_targets_in_one_place_are_refused(one: str, two: str) -> None:
+    error = refusal(f'[targets.x]\nurl = "{one}"\n[targets.y]\nurl = "{two}"')
+    assert error.field == "targets.y.url"
+    assert "it is the place of target x too" in str(error)
+
+
+def test_one_bucket_of_two_services_is_two_places() -> None:
+    one, two = ({"url": "s3://bucket", "endpoint": f"http://{name}"} for name in ("a", "b"))
+    assert len(config.parse({"targets": {"x": one, "y": two}}).targets) == 2
 
 
 def test_the_effective_configuration_names_every_default() -> None:

@@ -38,6 +38,13 @@ PARSERS: list[Callable[[str], object]] = [
     names.duration,
     names.percent,
     names.origin,
+    names.target_url,
+    names.endpoint,
+    names.region,
+    names.mount_options,
+    lambda text: names.path(text, field="path"),
+    lambda text: names.nfs_url(text, text, field="nfsConfig"),
+    lambda text: names.nfs_url("nas", text, field="nfsConfig"),
 ]
 
 
@@ -406,3 +413,49 @@ def test_booleans_may_be_said_in_many_ways(text: str) -> None:
 @given(st.dictionaries(st.sampled_from(names.OPTIONS) | st.text(), st.text() | st.none() | st.floats() | st.integers()))
 def test_no_options_bring_another_exception_than_invalid(options: dict[str, object]) -> None:
     assert said(names.parse_options, options).startswith("cannot use ")
+
+
+@pytest.mark.parametrize(
+    ("text", "url"),
+    [
+        ("s3://bucket", "s3://bucket"),
+        ("s3://bucket/", "s3://bucket"),
+        ("s3://my.bucket-1/a/b_c/", "s3://my.bucket-1/a/b_c"),
+        ("s3://bucket/..a/.b", "s3://bucket/..a/.b"),
+        ("file:///mnt/backups", "file:///mnt/backups"),
+        ("file:////mnt//backups/", "file:///mnt/backups"),
+        ("nfs://nas/exports/backups", "nfs://nas/exports/backups"),
+        ("nfs://[fd00::1]/a b/", "nfs://[fd00::1]/a b"),
+        ("nfs://nas/", "nfs://nas/"),
+    ],
+)
+def test_a_target_has_one_form_of_its_url(text: str, url: str) -> None:
+    assert names.target_url(text) == url
+    assert names.target_url(url) == url
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("", "bucket", "s3://", "s3://ab", "s3://Bucket", "s3://bucket//a", "s3://bucket/../a", "s3://bucket/."),
+        *("s3://bucket/a?b", f"s3://bucket/{'a' * 513}", "s3://key:secret@bucket", "s3://bucket\n", "http://x"),
+        *("file://", "file:///", "file://mnt", "file:///a/../b", "file:///a\nb"),
+        *("nfs://", "nfs:///a", "nfs://nas", "nfs://-nas/a", "nfs://fd00::1/a", "nfs://nas/a/../b", "nfs://nas/a\tb"),
+    ],
+)
+def test_what_is_no_target_is_refused(text: str) -> None:
+    assert refusal(names.target_url, text).field == "url"
+
+
+def test_the_url_of_a_share_is_its_server_and_its_path() -> None:
+    assert names.nfs_url("nas", "/exports//", field="nfsConfig") == "nfs://nas/exports"
+    assert names.nfs_share("nfs://nas/exports") == ("nas", "/exports")
+    assert names.nfs_share(names.nfs_url("[::1]", "/", field="nfsConfig")) == ("[::1]", "/")
+    assert names.nfs_share("file:///a") is None
+
+
+@pytest.mark.parametrize("text", ["vers=4.2,soft", "ro", "addr=[::1]", ",", "a,,b", "a b", "", "a" * 1_025, "a\n"])
+def test_mount_options_are_words_with_commas_between(text: str) -> None:
+    is_right = text in {"vers=4.2,soft", "ro"}
+    assert said(names.mount_options, text).startswith("cannot use ")
+    assert is_right == (said(names.mount_options, text) == "cannot use ")

@@ -1,8 +1,8 @@
 """The configuration: a TOML file, its defaults and the two directories of the command line, as one frozen Config.
 
 Every key is optional. Sizes are written as in `-o size=` (`10G`, or bytes as a number), durations as `7d` or
-`60s`, shares as `5%`; paths are absolute. Anything that would be ignored is refused: an unknown key, a key that
-does not go with another, and what this release does not serve yet.
+`60s`, shares as `5%`; paths are absolute. Anything that would be ignored is refused: an unknown key, and a key that
+does not go with another.
 """
 
 import ipaddress
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Final
 
 from voldriverd import names, toml
-from voldriverd.errors import Invalid, Unsupported
+from voldriverd.errors import Invalid
 
 DEFAULT_FILE: Final = Path("/etc/voldriver/voldriver.toml")
 DEFAULT_ROOT: Final = Path("/var/lib/voldriver")
@@ -43,14 +43,6 @@ _interval: Final = toml.within(names.duration, RECONCILE_MIN_S, RECONCILE_MAX_S,
 _reserve: Final = toml.within(names.percent, 0.0, RESERVE_MAX, "it is 0% to 50%")
 _embedded_size: Final = toml.within(names.size, EMBEDDED_MIN_BYTES, names.SIZE_MAX_BYTES, "it is at least 256M")
 _loop_size: Final = toml.within(names.size, 1, names.SIZE_MAX_BYTES, "it is more than 0")
-_s3_url: Final = toml.matching(
-    r"s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](?:/[A-Za-z0-9!_.*'()/-]{0,512})?",
-    "a target is s3://bucket/prefix or file:///directory",
-)
-_endpoint: Final = toml.matching(
-    r"https?://[A-Za-z0-9.:\[\]-]{1,255}/?", "an endpoint is a URL without user and path, as in http://127.0.0.1:8333"
-)
-_region: Final = toml.matching(r"[a-z0-9-]{1,64}", "a region is a word, as in us-east-1")
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +66,7 @@ class TargetConfig:
 
     name: str
     url: str
-    """`s3://bucket/prefix` or `file:///directory`."""
+    """`s3://bucket/prefix`, `file:///directory` or `nfs://server/share`, in the one form of it."""
     endpoint: str | None = None
     """s3: the URL of the service; None for that of the region."""
     region: str | None = None
@@ -82,7 +74,9 @@ class TargetConfig:
     """s3: with secret_key_file; None for the AWS environment."""
     secret_key_file: Path | None = None
     passphrase_file: Path | None = None
-    """Client-side encryption; None for none."""
+    """What is backed up is encrypted before it leaves the host; None: it is not."""
+    mount_options: str | None = None
+    """nfs: as mount(8) takes them after `-o`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,13 +138,18 @@ _KEYS: Final = (
 )
 _API_KEYS: Final = ("socket", "listen", "tls_cert", "tls_key", "plain_http")
 _POOL_KEYS: Final = ("driver", "path", "quota", "default_size", "allow_live_copy")
-_TARGET_KEYS: Final = ("url", "endpoint", "region", "access_key_file", "secret_key_file", "passphrase_file")
+_TARGET_KEYS: Final = (
+    *("url", "endpoint", "region", "access_key_file", "secret_key_file", "passphrase_file", "mount_options"),
+)
 _ONLY_FOR: Final = {"quota": "btrfs", "default_size": "loop", "allow_live_copy": "directory"}
-_ONLY_S3: Final = ("endpoint", "region", "access_key_file", "secret_key_file")
+_ONLY_AT: Final = {
+    **dict.fromkeys(("endpoint", "region", "access_key_file", "secret_key_file"), "s3"),
+    "mount_options": "nfs",
+}
 
 
 def load(path: Path | None, *, root: Path | None = None, run_dir: Path | None = None) -> Config:
-    """Read a configuration file; `root` and `run_dir` go before what it says. Raises Invalid, Unsupported.
+    """Read a configuration file; `root` and `run_dir` go before what it says. Raises Invalid.
 
     None for the path: the default file if there is one, else all defaults.
     """
@@ -158,13 +157,9 @@ def load(path: Path | None, *, root: Path | None = None, run_dir: Path | None = 
     places = {"root": root, "run_dir": run_dir}
     try:
         document = toml.read(file) if file else {}
-        config = parse({**document, **{key: str(place) for key, place in places.items() if place}})
-        refuse_unserved(config)
+        return parse({**document, **{key: str(place) for key, place in places.items() if place}})
     except Invalid as err:
         raise Invalid(f"cannot load {file or 'the configuration'}: {_cause(err)}", field=err.field) from err
-    except Unsupported as err:
-        raise Unsupported(f"cannot load {file}: {_cause(err)}") from err
-    return config
 
 
 def parse(document: Mapping[str, object]) -> Config:
@@ -174,9 +169,9 @@ def parse(document: Mapping[str, object]) -> Config:
     api = top.section("api", _API_KEYS)
     pools = tuple(_pool(name, section) for name, section in top.sections("pools", _POOL_KEYS))
     targets = tuple(_target(name, section) for name, section in top.sections("targets", _TARGET_KEYS))
-    run_dir = top.get("run_dir", toml.path, _DEFAULTS.run_dir)
+    run_dir = top.get("run_dir", names.path, _DEFAULTS.run_dir)
     config = Config(
-        root=top.get("root", toml.path, _DEFAULTS.root),
+        root=top.get("root", names.path, _DEFAULTS.root),
         run_dir=run_dir,
         default_driver=top.get("default_driver", names.choice_of(names.DRIVERS), _usual_driver(pools)),
         default_target=top.get("default_target", _target_name, targets[0].name if len(targets) == 1 else None),
@@ -184,11 +179,11 @@ def parse(document: Mapping[str, object]) -> Config:
         reconcile_interval_s=top.get("reconcile_interval", _interval, _DEFAULTS.reconcile_interval_s),
         reserve=top.get("reserve", _reserve, _DEFAULTS.reserve),
         embedded_size_bytes=top.section("embedded", ("size",)).get("size", _embedded_size, None),
-        docker_socket=docker.get("socket", toml.path, plugin_socket(run_dir)),
-        api_socket=api.get("socket", toml.path, run_dir / "api.sock"),
+        docker_socket=docker.get("socket", names.path, plugin_socket(run_dir)),
+        api_socket=api.get("socket", names.path, run_dir / "api.sock"),
         api_listen=api.get("listen", _listen, None),
-        tls_cert=api.get("tls_cert", toml.path, None),
-        tls_key=api.get("tls_key", toml.path, None),
+        tls_cert=api.get("tls_cert", names.path, None),
+        tls_key=api.get("tls_key", names.path, None),
         plain_http=api.get("plain_http", names.boolean, _DEFAULTS.plain_http),
         pools=pools,
         targets=targets,
@@ -202,12 +197,6 @@ def parse(document: Mapping[str, object]) -> Config:
 def plugin_socket(run_dir: Path) -> Path:
     """Return where the plugin is served: where dockerd looks, if run_dir is the default one, else in run_dir."""
     return PLUGIN_SOCKET if run_dir == DEFAULT_RUN_DIR else run_dir / PLUGIN_SOCKET.name
-
-
-def refuse_unserved(config: Config) -> None:
-    """Refuse what can be written down but is not served yet by this release. Raises Unsupported."""
-    if config.targets:
-        raise Unsupported(f"cannot use [targets.{config.targets[0].name}]: this release makes no backups")
 
 
 def effective(config: Config) -> str:
@@ -255,7 +244,7 @@ def _pool(name: str, section: toml.Section) -> PoolConfig:
     return PoolConfig(
         name=name,
         driver=driver,
-        path=section.need("path", toml.path),
+        path=section.need("path", names.path),
         quota=section.get("quota", names.choice_of(QUOTAS), "off"),
         default_size_bytes=section.get("default_size", _loop_size, LOOP_SIZE_BYTES),
         allow_live_copy=section.get("allow_live_copy", names.boolean, default=False),
@@ -263,19 +252,20 @@ def _pool(name: str, section: toml.Section) -> PoolConfig:
 
 
 def _target(name: str, section: toml.Section) -> TargetConfig:
-    url = section.need("url", _target_url)
-    for key in _ONLY_S3:
-        if key in section.values and not url.startswith("s3:"):
+    url = section.need("url", names.target_url)
+    for key, only in _ONLY_AT.items():
+        if key in section.values and not url.startswith(f"{only}:"):
             field = f"{section.prefix}{key}"
-            raise Invalid(f"cannot use {field}: it is for s3 targets, and this one's url is {url}", field=field)
+            raise Invalid(f"cannot use {field}: it is for {only} targets, and this one's url is {url}", field=field)
     target = TargetConfig(
         name=name,
         url=url,
-        endpoint=section.get("endpoint", _endpoint, None),
-        region=section.get("region", _region, None),
-        access_key_file=section.get("access_key_file", toml.path, None),
-        secret_key_file=section.get("secret_key_file", toml.path, None),
-        passphrase_file=section.get("passphrase_file", toml.path, None),
+        endpoint=section.get("endpoint", names.endpoint, None),
+        region=section.get("region", names.region, None),
+        access_key_file=section.get("access_key_file", names.path, None),
+        secret_key_file=section.get("secret_key_file", names.path, None),
+        passphrase_file=section.get("passphrase_file", names.path, None),
+        mount_options=section.get("mount_options", names.mount_options, None),
     )
     if (target.access_key_file is None) != (target.secret_key_file is None):
         there, missing = ("access", "secret") if target.access_key_file else ("secret", "access")
@@ -308,12 +298,6 @@ def _is_host(host: str) -> bool:
         return False
 
 
-def _target_url(text: str, *, field: str) -> str:
-    if text.startswith("file://"):
-        return f"file://{toml.path(text.removeprefix('file://'), field=field)}"
-    return _s3_url(text, field=field)
-
-
 def _check_references(config: Config, *, is_embedded_given: bool) -> None:
     """Check that what is named is there."""
     if config.pools and is_embedded_given:
@@ -338,11 +322,28 @@ def _check_places(config: Config) -> None:
             if place.is_relative_to(other) or other.is_relative_to(place):
                 names.refuse(f"pools.{pool.name}.path", str(pool.path), f"it is, lies in or contains {what}")
         taken[place] = f"the path of pool {pool.name} ({pool.path})"
+    _check_targets(config, taken)
     for field, path in (("docker.socket", config.docker_socket), ("api.socket", config.api_socket)):
         if len(str(path).encode()) > SOCKET_PATH_MAX:
             names.refuse(field, str(path), f"a socket's path has at most {SOCKET_PATH_MAX} bytes")
     if _real(config.docker_socket) == _real(config.api_socket):
         names.refuse("api.socket", str(config.api_socket), "it is docker.socket too")
+
+
+def _check_targets(config: Config, taken: Mapping[Path, str]) -> None:
+    """Check that no target is in a place that is taken, and that no two are one."""
+    known: dict[tuple[str, str | None], str] = {}
+    for target in config.targets:
+        field, where = f"targets.{target.name}.url", (target.url, target.endpoint)
+        if target.url.startswith("file://"):
+            place = _real(Path(target.url.removeprefix("file://")))
+            where = (str(place), None)
+            for other, what in taken.items():
+                if place.is_relative_to(other) or other.is_relative_to(place):
+                    names.refuse(field, target.url, f"it is, lies in or contains {what}")
+        if where in known:
+            names.refuse(field, target.url, f"it is the place of target {known[where]} too")
+        known[where] = target.name
 
 
 def _real(path: Path) -> Path:

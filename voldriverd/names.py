@@ -1,4 +1,4 @@
-"""What users may type: names, sizes, durations and volume options, parsed once into types that cannot be wrong.
+"""What users may type: names, sizes, durations, places and volume options, parsed once into types that cannot be wrong.
 
 Nothing here raises anything but Invalid, for any text; its `field` is the option or argument at fault.
 A text that is shown back is quoted and cut, so that an error stays one line.
@@ -8,6 +8,7 @@ import difflib
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Final, NoReturn, Protocol, TypeVar
 
 from voldriverd.errors import Invalid
@@ -52,6 +53,15 @@ _LABEL: Final = "label."
 _SHOWN_MAX: Final = 60
 _INTEGER_MAX: Final = 2**64
 _BACKUP: Final = "backup:"
+_S3_URL: Final = re.compile(
+    r"s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](?=.{0,512}\Z)(?:/(?!\.{1,2}(?:/|\Z))[A-Za-z0-9!_.*'()-]+)*/?"
+)
+_NFS_SERVER: Final = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9.-]{0,251}[A-Za-z0-9])?|\[[0-9A-Fa-f:.]{2,45}\]")
+_NFS: Final = "nfs://"
+_URL_RULE: Final = "a target is s3://bucket/prefix, file:///directory or nfs://server/share"
+_ENDPOINT: Final = re.compile(r"https?://[A-Za-z0-9.:\[\]-]{1,255}/?")
+_REGION: Final = re.compile(r"[a-z0-9-]{1,64}")
+_MOUNT_OPTIONS: Final = re.compile(r"(?=.{1,1024}\Z)[A-Za-z0-9_.:/=+@-]+(?:,[A-Za-z0-9_.:/=+@-]+)*")
 
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
@@ -234,6 +244,63 @@ def origin(text: str, *, field: str = "from") -> Source | BackupSource:
         return Source(volume)
     _check_name(snapshot, text, thing="snapshot", field=field)
     return Source(volume, snapshot)
+
+
+def path(text: str, *, field: str) -> Path:
+    """Parse an absolute path. Raises Invalid."""
+    if not text.strip("/") or not text.startswith("/"):
+        refuse(field, text, "a path is absolute and not /, as in /srv/fast")
+    if not text.isprintable() or ".." in Path(text).parts:
+        refuse(field, text, 'a path has no ".." and no unprintable character')
+    return Path("/" + text.lstrip("/"))  # Path keeps two leading slashes
+
+
+def target_url(text: str, *, field: str = "url") -> str:
+    """Parse where backups go into the one form of it. Raises Invalid."""
+    if text.startswith("file://"):
+        return f"file://{path(text.removeprefix('file://'), field=field)}"
+    if text.startswith(_NFS):
+        server, slash, share = text.removeprefix(_NFS).partition("/")
+        return nfs_url(server, slash + share, field=field)
+    if _S3_URL.fullmatch(text) is None:
+        refuse(field, text, _URL_RULE)
+    return text.rstrip("/")
+
+
+def nfs_url(server: str, share: str, *, field: str) -> str:
+    """Return the URL of what a server exports. Raises Invalid."""
+    if _NFS_SERVER.fullmatch(server) is None:
+        refuse(field, server, "a server is a host name or an IP address, the longer ones in brackets, as in [fd00::1]")
+    if not share.startswith("/") or not share.isprintable() or ".." in share.split("/"):
+        refuse(field, share, 'a share is an absolute path without "..", as in /exports/backups')
+    return f"{_NFS}{server}/{share.strip('/')}"
+
+
+def nfs_share(url: str) -> tuple[str, str] | None:
+    """Return the server and the share of a parsed URL; None if it is no `nfs://`."""
+    server, slash, share = url.removeprefix(_NFS).partition("/")
+    return (server, slash + share) if url.startswith(_NFS) else None
+
+
+def endpoint(text: str, *, field: str = "endpoint") -> str:
+    """Check the URL of an S3 service. Raises Invalid."""
+    if _ENDPOINT.fullmatch(text) is None:
+        refuse(field, text, "an endpoint is a URL without user and path, as in http://127.0.0.1:8333")
+    return text
+
+
+def region(text: str, *, field: str = "region") -> str:
+    """Check the region of an S3 service. Raises Invalid."""
+    if _REGION.fullmatch(text) is None:
+        refuse(field, text, "a region is a word, as in us-east-1")
+    return text
+
+
+def mount_options(text: str, *, field: str = "mountOptions") -> str:
+    """Check options as mount(8) takes them after `-o`. Raises Invalid."""
+    if _MOUNT_OPTIONS.fullmatch(text) is None:
+        refuse(field, text, "mount options are words with commas between them, as in vers=4.2,soft")
+    return text
 
 
 def parse_options(options: Mapping[str, object], *, drivers: Iterable[str] = DRIVERS) -> VolumeOptions:

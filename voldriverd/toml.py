@@ -1,7 +1,6 @@
 """TOML read key by key: a table knows its keys, a value is parsed where it is asked for, and a refusal names both."""
 
 import json
-import re
 import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -75,26 +74,6 @@ class Section:
         for name in values:
             names.name(name, thing=key.removesuffix("s"), field=key)
             yield name, Section(values, f"{key}.", tuple(values)).section(name, keys)
-
-
-def path(text: str, *, field: str) -> Path:
-    """Parse an absolute path. Raises Invalid."""
-    if not text.strip("/") or not text.startswith("/"):
-        names.refuse(field, text, "a path is absolute and not /, as in /srv/fast")
-    if not text.isprintable() or ".." in Path(text).parts:
-        names.refuse(field, text, 'a path has no ".." and no unprintable character')
-    return Path("/" + text.lstrip("/"))  # Path keeps two leading slashes
-
-
-def matching(pattern: str, rule: str) -> names.Parser[str]:
-    """Return the parser of a text that matches a pattern as a whole; `rule` says in words what is right."""
-
-    def parse(text: str, *, field: str) -> str:
-        if not re.fullmatch(pattern, text):
-            names.refuse(field, text, rule)
-        return text
-
-    return parse
 
 
 def within(parse: names.Parser[N], low: N, high: N, rule: str) -> names.Parser[N]:

@@ -276,6 +276,8 @@ class Backup:
     verified_at: datetime | None = None
     """When all its bytes were last read and found right."""
     removed_at: datetime | None = None
+    is_of_snapshot: bool = False
+    """Whether it was asked for without a target: then the snapshot is shown as `backing-up` until it ends (D7)."""
 
     @property
     def shown_name(self) -> str:
@@ -291,6 +293,24 @@ class Secret:
 
     def __repr__(self) -> str:
         return "***"
+
+
+@dataclass(frozen=True, slots=True)
+class TargetDraft:
+    """What a new target should be; the texts are checked ones (`names`)."""
+
+    name: str
+    url: str
+    description: str | None = None
+    endpoint: str | None = None
+    region: str | None = None
+    access_key: Secret | None = None
+    secret_key: Secret | None = None
+    """s3: both or neither; neither: the AWS environment."""
+    passphrase: Secret | None = None
+    """None: what goes there is not encrypted."""
+    mount_options: str | None = None
+    """nfs: as mount(8) takes them."""
 
 
 @dataclass(frozen=True, slots=True)

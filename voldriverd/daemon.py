@@ -27,7 +27,7 @@ from voldriverd import config as configuration
 from voldriverd import embedded, model, service, sockets, store, worker
 from voldriverd.api import auth, docker, middleware, rancher, tcp, tls
 from voldriverd.api.auth import audit
-from voldriverd.driver import Driver
+from voldriverd.driver import Driver, StreamFormat
 from voldriverd.engine import mounts, pools, recovery
 from voldriverd.engine.context import Engine, Limits
 from voldriverd.errors import Error, Exists, InUse
@@ -39,6 +39,8 @@ STOP_S: Final = 4.0
 """How long verbs that run may take to end after SIGTERM; what is left is ended by recovery."""
 KEEPALIVE_S: Final = 86_400.0
 """dockerd keeps idle connections for ever; closing one at the instant it writes would cost it a retry."""
+_UNPACKING: Final = {StreamFormat.BTRFS: "btrfs", StreamFormat.BLOCKS: "loop", StreamFormat.TAR: "directory"}
+"""Whose stream it is."""
 
 
 def serve(config: configuration.Config) -> None:
@@ -69,7 +71,26 @@ def build(config: configuration.Config) -> Engine:
     limits = Limits(config.trash_retention_s, config.reserve)
     specs = _configured(config) if config.pools else _embedded(config, database)
     opened = pools.Pools(database, specs, default_driver=config.default_driver)
-    return Engine(config.root, database, opened, boot_id, limits)
+    return Engine(config.root, database, opened, boot_id, limits, make_scratch=make_scratch)
+
+
+@contextmanager
+def make_scratch(wanted: StreamFormat, directory: Path, what: str) -> Iterator[Driver]:
+    """Make a pool for a moment, with a driver that takes a format; a btrfs in an image if the directory is on none.
+
+    Raises Unsupported and Unusable, beginning with `what`: this host lacks what it takes.
+    """
+    maker = drivers.DRIVERS[_UNPACKING[wanted]]
+    with ExitStack() as stack:
+        base = directory
+        if wanted is StreamFormat.BTRFS and fs.magic(directory) != fs.BTRFS_MAGIC:
+            base = stack.enter_context(embedded.temporary(directory, what))
+        pool, mount_points = base / "pool", directory / "mounts"
+        pool.mkdir(0o700)
+        mount_points.mkdir(0o700)
+        driver = maker(pool, mounts=mount_points)
+        driver.open()
+        yield driver
 
 
 def release(config: configuration.Config) -> list[str]:

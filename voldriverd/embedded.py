@@ -11,11 +11,13 @@ takes minutes and is refused by old tools, and never made anew in the place of o
 import errno
 import os
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
 from voldriverd.config import EMBEDDED_MIN_BYTES
-from voldriverd.errors import Exists, InUse, Invalid, Unusable
+from voldriverd.errors import Exists, InUse, Invalid, Unsupported, Unusable
 from voldriverd.kernel import btrfs, fs, image, loop, mount, process, run
 
 POOLS: Final = ("btrfs", "loop", "directory")
@@ -185,6 +187,36 @@ class Embedded:
                 raise
         finally:
             os.close(fd)
+
+
+@contextmanager
+def temporary(directory: Path, what: str) -> Iterator[Path]:
+    """Mount a new btrfs for the block, in a sparse image that a directory on another file system holds; give the place.
+
+    It can take all that is free below it. Raises Unsupported, beginning with `what`: this kernel knows no btrfs, or
+    mkfs.btrfs is not installed. What a crash leaves is for whoever sweeps the directory.
+    """
+    if run.missing(["mkfs.btrfs"]):
+        raise Unsupported(f"{what}: mkfs.btrfs is not installed (Debian package btrfs-progs)")
+    path, place = directory / "image", directory / "fs"
+    _, free_bytes = fs.capacity(directory)
+    with path.open("xb") as file:
+        os.fchmod(file.fileno(), 0o600)
+        file.truncate(max(EMBEDDED_MIN_BYTES, free_bytes // _MIB * _MIB))
+    run.run(["mkfs.btrfs", "-q", "-K", str(path)])
+    place.mkdir(0o700)
+    try:
+        with loop.held(path) as device:
+            mount.mount(device.path, place, fs_type="btrfs", flags=mount.MS_NOATIME)
+    except OSError as err:
+        if err.errno == errno.ENODEV:
+            raise Unsupported(f"{what}: this kernel knows no btrfs") from err
+        raise
+    try:
+        yield place
+    finally:
+        mount.unmount(place)
+        loop.wait_cleared(path, timeout_s=_CLEAR_TIMEOUT_S)
 
 
 def default_size(free_bytes: int) -> int:

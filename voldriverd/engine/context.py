@@ -1,11 +1,13 @@
 """What every verb is given: the store, the pools, the clock and the limits of the configuration."""
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
 from voldriverd import store
+from voldriverd.driver import Driver, StreamFormat
 from voldriverd.engine import pools, reading, trees
 
 
@@ -17,6 +19,12 @@ class Limits:
     """0: a removed volume is destroyed at once."""
     reserve: float = 0.05
     """The fraction of a pool's file system that is kept free."""
+
+
+ScratchMaker = Callable[[StreamFormat, Path, str], AbstractContextManager[Driver]]
+"""Makes, in an empty directory and for the block, a pool whose driver takes a format; the text begins its errors.
+
+Raises Unsupported: this host lacks what it takes."""
 
 
 def utc_now() -> datetime:
@@ -36,6 +44,8 @@ class Engine:
     now: Callable[[], datetime] = utc_now
     garbage: trees.Garbage = field(default_factory=trees.Garbage)
     readers: reading.Readers = field(default_factory=reading.Readers)
+    make_scratch: ScratchMaker | None = None
+    """None: there are no pools but the configured ones."""
 
     @property
     def mounts(self) -> Path:

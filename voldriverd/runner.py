@@ -1,6 +1,6 @@
 """Runs what blocks in threads, and answers for it in time.
 
-Two executors with named sizes: quick verbs and long jobs, so that six plain copies do not stop a
+Two sets of threads with named sizes: quick verbs and long jobs, so that six plain copies do not stop a
 `Mount`. What was answered before it ended goes on, and why it failed is kept.
 """
 
@@ -8,11 +8,11 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextvars import ContextVar
-from typing import Any, Final, TypeVar
+from typing import Final, TypeVar
 
 from voldriverd.errors import Error
+from voldriverd.threads import Threads
 
 _log = logging.getLogger(__name__)
 _T = TypeVar("_T")
@@ -33,10 +33,9 @@ class Runner:
 
     def __init__(self) -> None:
         """Start no thread yet."""
-        self._quick = ThreadPoolExecutor(QUICK_THREADS, "verb")
-        self._long = ThreadPoolExecutor(LONG_THREADS, "job")
+        self._quick = Threads(QUICK_THREADS, "verb")
+        self._long = Threads(LONG_THREADS, "job")
         self._tasks: set[asyncio.Task[object]] = set()
-        self._running: set[Future[Any]] = set()
         self._faults: dict[str, str] = {}
 
     async def stop(self, *, within_s: float) -> bool:
@@ -44,21 +43,13 @@ class Runner:
         deadline_s = time.monotonic() + within_s
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=within_s)
-        if self._running:
-            threads = [asyncio.wrap_future(future) for future in list(self._running)]
-            await asyncio.wait(threads, timeout=max(0.0, deadline_s - time.monotonic()))
-        has_ended = not self._running
-        self._quick.shutdown(wait=has_ended, cancel_futures=True)
-        self._long.shutdown(wait=has_ended, cancel_futures=True)
-        return has_ended
+        pools = (self._quick, self._long)
+        return all([await each.stop(within_s=max(0.0, deadline_s - time.monotonic())) for each in pools])
 
     async def in_thread(self, function: Callable[..., _T], *arguments: object, is_long: bool = False) -> _T:
         """Run something that blocks."""
-        executor = self._long if is_long else self._quick
-        future = executor.submit(function, *arguments)
-        self._running.add(future)
-        future.add_done_callback(self._running.discard)
-        return await asyncio.wrap_future(future)
+        threads = self._long if is_long else self._quick
+        return await threads.submit(function, *arguments)
 
     async def run(self, verb: str, function: Callable[..., _T], *arguments: object, is_long: bool = False) -> _T:
         """Run something that blocks as a verb: who watches the store is told its name."""

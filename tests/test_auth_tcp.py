@@ -237,7 +237,6 @@ def test_every_request_that_may_change_something_is_one_line(
 def test_every_change_by_the_plugin_is_one_line(daemon: Running, path: str) -> None:
     before = len(daemon.log)
     answer = daemon.plugin(path.removeprefix("/"), Name="of-plugin", ID="c1")
-    daemon.api("GET", "/v1")  # Mount is answered before its line is written
     lines = audited(daemon, since=before)
     if path.rpartition(".")[2] in {"Get", "List", "Path", "Activate", "Capabilities"}:
         assert lines == []

@@ -1,0 +1,95 @@
+"""What can be wrong with a target or with what lies there."""
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Final
+
+from voldriverd import errors
+
+HITS_SHOWN: Final = 5
+"""How many files or ranges a message names; a chunk of small files can hold thousands."""
+
+
+class Kind(StrEnum):
+    """Why a target, or something in it, cannot be used."""
+
+    UNREACHABLE = "unreachable"
+    """Nobody answers, or not in time. It may later."""
+    CREDENTIALS = "credentials"
+    """It does not know who asks."""
+    PERMISSION = "permission"
+    """It knows, and forbids."""
+    BUCKET = "bucket"
+    """The bucket, or the directory, does not exist."""
+    FULL = "full"
+    """It has no room."""
+    FAILING = "failing"
+    """It answers, with an error of its own."""
+    OCCUPIED = "occupied"
+    """Something else lies there."""
+    FORMAT = "format"
+    """It was written by a newer version, or by nothing that we know."""
+    PASSPHRASE = "passphrase"  # noqa: S105 - the name of a kind
+    """The passphrase is wrong, missing, or one too many."""
+    MISSING = "missing"
+    """An object that should be there is not."""
+    DAMAGED = "damaged"
+    """An object is not what was written."""
+    BUSY = "busy"
+    """Another host does something here that excludes this. It will end."""
+
+
+class Fault(errors.Unusable):
+    """A target, or something in it, cannot be used; `kind` says why, for callers that act on it."""
+
+    def __init__(self, message: str, *, kind: Kind) -> None:
+        """Keep the kind beside the text."""
+        super().__init__(message)
+        self.kind = kind
+
+
+class Cancelled(Exception):
+    """The event that the repository was opened with is set: the work has ended where it was, and can be taken up."""
+
+
+@dataclass(frozen=True, slots=True)
+class Damage:
+    """One object of a backup that is missing or not what was written, and what it hits."""
+
+    volume_uuid: str
+    backup_uuid: str
+    name: str
+    """The object, as a path in the target."""
+    cause: str
+    """For people: "it is missing"."""
+    is_missing: bool = False
+    offset: int | None = None
+    """Where the lost bytes begin: in the body, or in the image if `is_image`. None: all that the object tells."""
+    length: int = 0
+    is_image: bool = False
+    hits: tuple[str, ...] = ()
+    """The files that lose content (TAR)."""
+
+    def __str__(self) -> str:
+        """Say it in one line."""
+        return f"backup {self.backup_uuid}{self._where()}: object {self.name}: {self.cause}"
+
+    def _where(self) -> str:
+        if self.offset is None:
+            return ""
+        whose = "of the image" if self.is_image else "of its stream"
+        where = f", bytes {self.offset} to {self.offset + self.length} {whose}"
+        if not self.hits:
+            return where
+        more = len(self.hits) - HITS_SHOWN
+        files = ", ".join(self.hits[:HITS_SHOWN])
+        return f"{where}, in {files}" + (f" and {more} more" if more > 0 else "")
+
+
+class Damaged(Fault):
+    """Something of a backup is missing or damaged; `damage` says what."""
+
+    def __init__(self, verb: str, damage: Damage) -> None:
+        """Say what cannot be done for it."""
+        super().__init__(f"cannot {verb} {damage}", kind=Kind.MISSING if damage.is_missing else Kind.DAMAGED)
+        self.damage = damage

@@ -1,0 +1,277 @@
+"""Trees as tar archives: what GNU tar reads by hand, with everything of a tree that tar can say.
+
+Types, modes, numeric owners, mtimes in ns, extended attributes of all namespaces with ACLs and capabilities, hard
+links, holes, fifos, devices, inode flags, and the root directory itself as `./`. Not held: sockets, atimes, birth
+times, project ids, verity, encryption; a space that is reserved becomes a hole; nested subvolumes become directories.
+The same tree gives the same bytes again. In each directory what is no directory comes first, both sorted by name.
+
+Written here and not by GNU tar, which (1.34) puts its process id into the names of sparse files and gives up at paths
+of 4,096 bytes; and extracted here because what a file system cannot hold is to be told by errno and not by text.
+"""
+
+import errno
+import os
+import stat
+from collections.abc import Generator, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Final
+
+from drivers import unpacking
+from voldriverd.driver import PART_MAX, Part, Stream, StreamFormat
+from voldriverd.kernel import attributes, tar, tree
+
+_PIECE_BYTES: Final = 1 << 20
+"""How much is read and handed on at once; a part may be longer by the headers before it."""
+_HEADERS_BYTES: Final = 3 * tar.BLOCK_BYTES
+"""Of most members: an extended header, its records, the header itself."""
+_KINDS: Final = {
+    stat.S_IFREG: tar.Kind.FILE,
+    stat.S_IFDIR: tar.Kind.DIRECTORY,
+    stat.S_IFLNK: tar.Kind.SYMLINK,
+    stat.S_IFIFO: tar.Kind.FIFO,
+    stat.S_IFCHR: tar.Kind.CHARACTER,
+    stat.S_IFBLK: tar.Kind.BLOCK,
+}
+
+
+@contextmanager
+def stream(place: Path, *, notes: tuple[str, ...] = ()) -> Iterator[Stream]:
+    """Yield a directory as a stream of its own, whose notes tell also what tar cannot hold.
+
+    Walks the tree once before, for the notes and the size. Raises OSError, as the parts do.
+    """
+    expected_bytes, sockets = _survey(place)
+    if sockets:
+        more = f" and {len(sockets) - 1} others" if len(sockets) > 1 else ""
+        notes = (*notes, f"tar cannot hold sockets: {sockets[0]}{more}")
+    with write(place) as parts:
+        yield Stream(
+            format=StreamFormat.TAR,
+            version=1,
+            is_incremental=False,
+            image_bytes=None,
+            expected_bytes=expected_bytes,
+            parts=parts,
+            notes=notes,
+        )
+
+
+@contextmanager
+def write(place: Path) -> Iterator[Iterator[Part]]:
+    """Yield the parts of a directory as a tar archive; nothing is open after the block.
+
+    Memory is bounded but for the names in one directory and an entry for each file with names still to come. The
+    parts raise OSError with the path inside the tree: EBUSY (something is mounted there), ESTALE (a file shrinks
+    meanwhile), E2BIG (more names and attributes than HEADERS_MAX).
+    """
+    with tree.Cursor(place) as cursor:
+        parts = _parts(_Writer(cursor).members())
+        try:
+            yield parts
+        finally:
+            parts.close()
+
+
+def extract(parts: Iterator[Part], into: Path) -> tuple[str, ...]:
+    """Make an archived tree in an empty directory and return what this file system could not keep, for people.
+
+    Nothing is made outside of it, whatever the archive says. ACLs that `into` would hand down are taken from it; the
+    flags that it hands down are kept. Nothing is made durable. Zeros where a header should be count as a lost part,
+    which is told. Raises Unusable (no archive of ours, or not all of it), OSError with the path in the archive, and
+    what the parts raise.
+    """
+    with tree.Cursor(into) as cursor:
+        return unpacking.Unpacker(parts, cursor).run()
+
+
+@dataclass(slots=True)
+class _Link:
+    """The first name of a file with several, and how many are still to come."""
+
+    path: bytes
+    names_left: int
+
+
+class _Writer:
+    """One run of write."""
+
+    def __init__(self, cursor: tree.Cursor) -> None:
+        self._cursor = cursor
+        self._path = bytearray(b".")
+        self._links: dict[tuple[int, int], _Link] = {}
+
+    def members(self) -> Generator[bytes, None, None]:
+        """Yield headers and contents, a block or more at a time, and the end."""
+        levels = [list[str]()]
+        yield from self._directory(levels[-1])
+        while levels:
+            if levels[-1]:
+                name = levels[-1].pop()
+                self._cursor.down(name)
+                self._path += b"/" + os.fsencode(name)
+                levels.append([])
+                yield from self._directory(levels[-1])
+            else:
+                levels.pop()
+                if levels:
+                    del self._path[-1 - len(os.fsencode(self._cursor.up())) :]
+        yield bytes(2 * tar.BLOCK_BYTES)
+
+    def _directory(self, directories: list[str]) -> Iterator[bytes]:
+        """Yield a directory and what is in it but directories, whose names are noted, the last one first."""
+        try:
+            status = os.fstat(self._cursor.fd)
+            member = self._member(self._cursor.fd, b"%s/" % self._path, status)
+            yield tar.header(replace(member, flags=attributes.read_flags(self._cursor.fd)))
+        except OSError as err:
+            raise self._cursor.error(err) from err
+        names: list[str] = []
+        with os.scandir(self._cursor.fd) as entries:
+            for entry in entries:
+                (directories if entry.is_dir(follow_symlinks=False) else names).append(entry.name)
+        directories.sort(reverse=True)
+        names.sort()
+        for name in names:
+            looked = self._cursor.look(name)
+            try:
+                yield from self._file(looked, b"%s/%s" % (self._path, os.fsencode(name)))
+            except OSError as err:
+                raise self._cursor.error(err, name) from err
+            finally:
+                os.close(looked)
+
+    def _file(self, looked: int, path: bytes) -> Iterator[bytes]:
+        status = os.fstat(looked)
+        if stat.S_ISSOCK(status.st_mode):
+            return
+        if status.st_nlink > 1 and (first := self._first_name(status, path)) is not None:
+            yield tar.header(_plain(path, status, tar.Kind.LINK, link=first))
+            return
+        member = self._member(attributes.place(looked), path, status)
+        if member.kind == tar.Kind.SYMLINK:
+            yield tar.header(replace(member, link=os.fsencode(os.readlink("", dir_fd=looked))))
+        elif member.kind == tar.Kind.FILE:
+            fd = tree.reopen(looked, tree.READ)
+            try:
+                yield from _content(fd, replace(member, flags=attributes.read_flags(fd)), status.st_size)
+            finally:
+                os.close(fd)
+        else:
+            yield tar.header(member)
+
+    def _first_name(self, status: os.stat_result, path: bytes) -> bytes | None:
+        """Return the name under which a file is in the archive, None if it is not yet."""
+        key = status.st_dev, status.st_ino
+        link = self._links.setdefault(key, _Link(path, status.st_nlink))
+        link.names_left -= 1
+        if link.names_left <= 0:
+            del self._links[key]
+        return None if link.path == path else link.path
+
+    def _member(self, where: int | str, path: bytes, status: os.stat_result) -> tar.Member:
+        xattrs = tuple(sorted((os.fsencode(name), value) for name, value in attributes.read_xattrs(where)))
+        return replace(_plain(path, status, _KINDS[stat.S_IFMT(status.st_mode)]), xattrs=xattrs)
+
+
+def _plain(path: bytes, status: os.stat_result, kind: tar.Kind, link: bytes = b"") -> tar.Member:
+    return tar.Member(
+        path=path,
+        kind=kind,
+        mode=stat.S_IMODE(status.st_mode),
+        uid=status.st_uid,
+        gid=status.st_gid,
+        mtime_ns=status.st_mtime_ns,
+        link=link,
+        device=(os.major(status.st_rdev), os.minor(status.st_rdev)),
+    )
+
+
+def _content(fd: int, member: tar.Member, size_bytes: int) -> Iterator[bytes]:
+    """Yield the headers of a file and what it holds."""
+    segments = _segments(fd, size_bytes)
+    before = b""
+    if segments != [(0, size_bytes)] and size_bytes:
+        before = tar.sparse_map(segments, size_bytes)
+        member = replace(member, sparse_bytes=size_bytes)
+    archived_bytes = len(before) + sum(length for _, length in segments)
+    yield tar.header(replace(member, size_bytes=archived_bytes)) + before
+    for offset, length in segments:
+        position, end = offset, offset + length
+        while position < end:
+            piece = os.pread(fd, min(end - position, _PIECE_BYTES), position)
+            if not piece:
+                raise OSError(errno.ESTALE, "it shrank while it was read")
+            position += len(piece)
+            yield piece
+    yield bytes(tar.padding(archived_bytes))
+
+
+def _segments(fd: int, size_bytes: int) -> tar.Segments:
+    """Return what is no hole (lseek(2), SEEK_DATA); of very many the last one takes all that follow."""
+    found: tar.Segments = []
+    end = 0
+    while end < size_bytes:
+        try:
+            start = os.lseek(fd, end, os.SEEK_DATA)
+        except OSError as err:
+            if err.errno == errno.ENXIO:
+                break  # nothing but a hole follows
+            raise
+        end = min(os.lseek(fd, start, os.SEEK_HOLE), size_bytes)
+        if len(found) == tar.SEGMENTS_MAX - 1:
+            end = size_bytes
+        if start < end:
+            found.append((start, end - start))
+    return found
+
+
+def _parts(blocks: Generator[bytes, None, None]) -> Generator[Part, None, None]:
+    """Join blocks to parts that are worth handing on."""
+    waiting: list[bytes] = []
+    waiting_bytes = 0
+    with closing(blocks):
+        for block in blocks:
+            waiting.append(block)
+            waiting_bytes += len(block)
+            if waiting_bytes >= _PIECE_BYTES:
+                yield from _cut(b"".join(waiting))
+                waiting.clear()
+                waiting_bytes = 0
+        yield from _cut(b"".join(waiting))
+
+
+def _cut(data: bytes) -> Iterator[Part]:
+    """Yield parts of the size that they may have: the headers of one member can be longer."""
+    for start in range(0, len(data), PART_MAX):
+        piece = data[start : start + PART_MAX]
+        yield Part(piece, len(piece))
+
+
+def _survey(place: Path) -> tuple[int, list[str]]:
+    """Return how many bytes an archive will have, roughly, and the sockets' paths."""
+    size_bytes = 0
+    sockets = []
+    pending = [[""]]
+    with tree.Cursor(place) as cursor:
+        while pending:
+            if not pending[-1]:
+                pending.pop()
+                if cursor.depth:
+                    cursor.up()
+                continue
+            if name := pending[-1].pop():
+                cursor.down(name)
+                pending.append([])
+            with os.scandir(cursor.fd) as entries:
+                for entry in entries:
+                    status = entry.stat(follow_symlinks=False)
+                    size_bytes += _HEADERS_BYTES
+                    if stat.S_ISREG(status.st_mode):
+                        size_bytes += min(status.st_size, status.st_blocks * 512)
+                    elif stat.S_ISDIR(status.st_mode):
+                        pending[-1].append(entry.name)
+                    elif stat.S_ISSOCK(status.st_mode):
+                        sockets.append(cursor.path(entry.name))
+    return size_bytes, sockets

@@ -1,11 +1,11 @@
-r"""The kernel's own difference of two snapshots: the send stream without file data (fs/btrfs/send.h, version 1).
+r"""Send streams: a read-only subvolume written down, whole or as what changed since another (fs/btrfs/send.h).
 
     stream    "btrfs-stream\0", version le32, commands up to END
-    command   length of its attributes le32, number le16, crc32c le32, attributes
-    attribute type le16, length le16, data
+    command   length of its attributes le32, number le16, crc32c le32 (seed 0, of the command without it), attributes
+    attribute type le16, length le16, data; in version 2 DATA has no length and is the last
 
-The commands turn the older snapshot into the newer one, step by step. Names like `o257-12-0` are
-those of inodes that have no place yet or no more.
+The commands turn nothing, or the older snapshot, into the newer one, step by step. Names like `o257-12-0` are
+those of inodes that have no place yet or no more. Version 2 (Linux 6.0) can carry compressed extents as they are.
 """
 
 import ctypes
@@ -16,20 +16,31 @@ from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import IntEnum
+from pathlib import Path
 from typing import BinaryIO, Final
 
-from voldriverd.kernel import ioctl
+from voldriverd.kernel import ioctl, pipe
 
 BTRFS_SEND_FLAG_NO_FILE_DATA: Final = 0x1
-"""linux/btrfs.h; writes come as UPDATE_EXTENT, and no data is read."""
+BTRFS_SEND_FLAG_VERSION: Final = 0x8
+BTRFS_SEND_FLAG_COMPRESSED: Final = 0x10
+"""linux/btrfs.h; without file data writes come as UPDATE_EXTENT, and no data is read."""
 
-_MAGIC: Final = b"btrfs-stream\0"
-_PATH: Final = 15
-_PATH_TO: Final = 16
-_PATH_LINK: Final = 17
-"""BTRFS_SEND_A_PATH and its like"""
-_ATTRIBUTES_MAX: Final = 1 << 20
+MAGIC: Final = b"btrfs-stream\0"
+HEADER: Final = struct.Struct("<IHI")
+"""Of a command: length of the attributes, number, checksum."""
+ATTRIBUTES_MAX: Final = 1 << 20
 """Without data the longest command holds two paths or an xattr of 64 KiB."""
+UUID: Final = 1
+CTRANSID: Final = 2
+SIZE: Final = 4
+PATH: Final = 15
+PATH_TO: Final = 16
+PATH_LINK: Final = 17
+CLONE_UUID: Final = 20
+"""BTRFS_SEND_A_UUID and its like"""
+
+_VERSION: Final = Path("/sys/fs/btrfs/features/send_stream_version")
 
 
 class Command(IntEnum):
@@ -86,20 +97,45 @@ class _SendArgs(ctypes.Structure):
 BTRFS_IOC_SEND: Final = ioctl.iow(0x94, 38, ctypes.sizeof(_SendArgs))
 
 
-@contextmanager
-def sending(fd: int, *, parent_id: int, flags: int) -> Iterator[BinaryIO]:
-    """Yield the stream that turns the snapshot of id `parent_id` into that of `fd`; both must be read-only.
+class Reader:
+    """The reading end of a stream that the kernel writes meanwhile."""
 
-    The kernel writes it from a thread that ends with the block. A reader that leaves early ends it. A failure of
-    the kernel is raised at the end of the block, after the stream has ended too early. Raises OSError (EPERM: one
-    of them is writable; ENAMETOOLONG: a path has more than 4,095 bytes).
+    def __init__(self, stream: BinaryIO, thread: threading.Thread, failure: list[OSError]) -> None:
+        """Serve a block of `sending`."""
+        self._stream = stream
+        self._thread = thread
+        self._failure = failure
+
+    def read(self, length: int) -> bytes:
+        """Return the next so many bytes, fewer only at the end. Raises OSError if the kernel failed on the way."""
+        data = self._stream.read(length)
+        if len(data) < length:
+            self._thread.join()
+            if self._failure:
+                raise self._failure[0]
+        return data
+
+
+@contextmanager
+def sending(fd: int, *, parent_id: int, flags: int = 0, version: int = 1) -> Iterator[Reader]:
+    """Yield the stream that makes the snapshot of `fd` from that of id `parent_id`, or from nothing (0).
+
+    The kernel writes it from a thread that ends with the block. A reader that leaves early ends it: with its next
+    write, or after all of it if nothing more is to be written. While it runs neither snapshot can be deleted or made
+    writable. The reader raises OSError (EPERM: one of them is writable; ENAMETOOLONG: a path has more than 4,095
+    bytes; EINVAL: the kernel does not know the version).
     """
-    reading, writing = os.pipe2(os.O_CLOEXEC)
+    reading, writing = pipe.make()
     failure: list[OSError] = []
+    arguments = _SendArgs(
+        send_fd=writing, parent_root=parent_id, flags=flags | BTRFS_SEND_FLAG_VERSION, version=version
+    )
+    if version == 1:  # kernels before 5.16 refuse the flag
+        arguments.flags = flags
 
     def send() -> None:
         try:
-            ioctl.call(fd, BTRFS_IOC_SEND, _SendArgs(send_fd=writing, parent_root=parent_id, flags=flags))
+            ioctl.call(fd, BTRFS_IOC_SEND, arguments)
         except OSError as err:
             failure.append(err)
         finally:
@@ -109,31 +145,55 @@ def sending(fd: int, *, parent_id: int, flags: int) -> Iterator[BinaryIO]:
     with open(reading, "rb") as stream:
         thread.start()
         try:
-            yield stream
-        except EOFError:
-            thread.join()
-            if failure:
-                raise failure[0] from None
-            raise
+            yield Reader(stream, thread, failure)
         finally:
             stream.close()
             thread.join()
 
 
+def newest_version() -> int:
+    """Return the newest version of the stream that this kernel writes; it is only called where there is btrfs."""
+    try:
+        return int(_VERSION.read_text())
+    except FileNotFoundError:  # before 5.16
+        return 1
+
+
 def steps(fd: int, *, parent_id: int) -> Generator[Step, None, None]:
     """Yield what turns the snapshot of id `parent_id` into that of `fd`, without file data. Raises OSError as above."""
-    with sending(fd, parent_id=parent_id, flags=BTRFS_SEND_FLAG_NO_FILE_DATA) as stream:
-        header = _read(stream, len(_MAGIC) + 4)
-        assert header.startswith(_MAGIC)
-        while True:
-            length, number, _ = struct.unpack("<IHI", _read(stream, 10))
-            assert length <= _ATTRIBUTES_MAX
-            attributes = _attributes(_read(stream, length))
-            command = Command(number)
-            if command is Command.END:
-                return
-            other = attributes.get(_PATH_TO, attributes.get(_PATH_LINK, b""))
-            yield Step(command, attributes.get(_PATH, b""), other)
+    with sending(fd, parent_id=parent_id, flags=BTRFS_SEND_FLAG_NO_FILE_DATA) as reader:
+        for command, content in _commands(reader):
+            attributes = _attributes(content)
+            other = attributes.get(PATH_TO, attributes.get(PATH_LINK, b""))
+            yield Step(command, attributes.get(PATH, b""), other)
+
+
+def data_bytes(fd: int, *, parent_id: int) -> int:
+    """Return how long a stream would be, a little more if data is compressed or shared; reads no data.
+
+    Raises OSError as above.
+    """
+    total = 0
+    with sending(fd, parent_id=parent_id, flags=BTRFS_SEND_FLAG_NO_FILE_DATA) as reader:
+        for command, content in _commands(reader):
+            total += HEADER.size + len(content)
+            if command is Command.UPDATE_EXTENT:
+                total += int.from_bytes(_attributes(content)[SIZE], "little")
+    return total
+
+
+def _commands(reader: Reader) -> Iterator[tuple[Command, bytes]]:
+    """Yield the commands before the end with their attributes. Raises EOFError and OSError."""
+    header = _read(reader, len(MAGIC) + 4)
+    assert header.startswith(MAGIC)
+    while True:
+        length, number, _ = HEADER.unpack(_read(reader, HEADER.size))
+        assert length <= ATTRIBUTES_MAX
+        content = _read(reader, length)
+        command = Command(number)
+        if command is Command.END:
+            return
+        yield command, content
 
 
 def _attributes(content: bytes) -> dict[int, bytes]:
@@ -146,9 +206,9 @@ def _attributes(content: bytes) -> dict[int, bytes]:
     return found
 
 
-def _read(stream: BinaryIO, length: int) -> bytes:
-    """Read exactly so many bytes. Raises EOFError."""
-    content = stream.read(length)
+def _read(reader: Reader, length: int) -> bytes:
+    """Read exactly so many bytes. Raises EOFError and OSError."""
+    content = reader.read(length)
     if len(content) < length:
         raise EOFError("the stream ended within a command")
     return content

@@ -103,6 +103,27 @@ def test_a_file_that_was_written_durably_survives_power_loss(
     (place / "d").rmdir()
 
 
+def test_data_is_written_to_a_new_file_only(tmp_path: Path) -> None:
+    fs.write_data(tmp_path / "file", _LARGE)
+    (tmp_path / "link").symlink_to("nothing")
+    for taken in ("file", "link"):
+        with pytest.raises(FileExistsError):
+            fs.write_data(tmp_path / taken, b"other")
+    assert (tmp_path / "file").read_bytes() == _LARGE
+    assert not (tmp_path / "nothing").exists()
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("fs_type", ["btrfs", "ext4", "xfs"])
+def test_data_survives_power_loss_where_its_name_does(scratch: Scratch, fs_type: str) -> None:
+    place = scratch.make(fs_type)
+    fs.write_data(place / "part", _LARGE)
+    (place / "part").rename(place / "file")
+    fs.sync_directory(place)
+    after = scratch.power_cut(place, of=scratch)
+    assert (after / "file").read_bytes() == _LARGE
+
+
 def test_a_directory_gets_its_mode_whatever_the_umask(tmp_path: Path) -> None:
     before = os.umask(0o077)
     try:

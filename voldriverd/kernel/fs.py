@@ -82,6 +82,22 @@ def write_durably(path: Path, content: bytes, *, mode: int = 0o600) -> None:
     rename_durably(part, path)
 
 
+def write_data(path: Path, content: bytes, *, mode: int = 0o600) -> None:
+    """Make a new file and its data durable; its name is so after `sync_directory`. Raises OSError (EEXIST).
+
+    When it raises, what it made may be there.
+    """
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, mode)
+    try:
+        with open(fd, "wb", buffering=0, closefd=False) as file:
+            left = memoryview(content)
+            while left:
+                left = left[file.write(left) :]
+        os.fdatasync(fd)
+    finally:
+        os.close(fd)
+
+
 def rename_durably(source: Path, target: Path) -> None:
     """Rename within one file system and make both directories durable; replaces a file of that name."""
     source.rename(target)

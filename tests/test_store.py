@@ -1,7 +1,9 @@
 import errno
+import hashlib
 import sqlite3
 import threading
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -9,10 +11,10 @@ from pathlib import Path
 import pytest
 
 from voldriverd import model, store
-from voldriverd.driver import Key, TreeOptions
+from voldriverd.driver import Key, StreamFormat, TreeOptions
 from voldriverd.errors import Exists, Unusable
 from voldriverd.kernel import mount
-from voldriverd.model import SnapshotState, VolumeState
+from voldriverd.model import BackupState, Condition, SnapshotState, VolumeState
 from voldriverd.store import schema
 from voldriverd.store.write import Write
 
@@ -65,21 +67,81 @@ def snapshot(number: int, volume_id: int, name: str | None, **changes: object) -
     return replace(made, **changes)  # type: ignore[arg-type]
 
 
+def target(number: int, name: str, **changes: object) -> model.Target:
+    made = model.Target(
+        id=model.TargetId(number),
+        uuid=f"target-{number}",
+        name=name,
+        description="far away",
+        is_configured=False,
+        url="s3://bucket/prefix",
+        endpoint="http://127.0.0.1:8333",
+        region="us-east-1",
+        access_key="access",
+        secret_key="secret",
+        passphrase="open sesame",
+        mount_options="soft",
+        created_at=NOW,
+    )
+    return replace(made, **changes)  # type: ignore[arg-type]
+
+
+def backup(number: int, **changes: object) -> model.Backup:
+    made = model.Backup(
+        id=model.BackupId(number),
+        uuid=f"backup-{number}",
+        target_id=model.TargetId(1),
+        volume_id=None,
+        volume_uuid="volume-uuid",
+        volume_name="db",
+        snapshot_id=None,
+        snapshot_uuid="snapshot-uuid",
+        snapshot_name="one",
+        name="nightly",
+        description="why",
+        driver="btrfs",
+        format=StreamFormat.BTRFS,
+        host="here",
+        state=BackupState.CREATED,
+        created_at=NOW,
+        taken_at=NOW - timedelta(hours=1),
+        parent_uuid="parent",
+        key=None,
+        size_bytes=1 << 30,
+        content_bytes=5,
+        stored_bytes=4,
+        message="noted",
+        verified_at=NOW + timedelta(hours=1),
+    )
+    return replace(made, **changes)  # type: ignore[arg-type]
+
+
 def tree(key: str) -> model.Tree:
     return model.Tree(Key(key), POOL.id, TreeOptions(size_bytes=5, mode=0o750), None, is_settled=False)
 
 
-def put(database: store.Store, *rows: model.Volume | model.Snapshot) -> None:
+def put(database: store.Store, *rows: model.Row | model.Target) -> None:
     def change(write: Write) -> None:
         for row in rows:
+            if isinstance(row, model.Target):
+                write.put_target(row)
+                continue
             if row.key is not None:
                 write.add_tree(tree(row.key))
             if isinstance(row, model.Volume):
                 write.put_volume(row)
-            else:
+            elif isinstance(row, model.Snapshot):
                 write.put_snapshot(row)
+            else:
+                write.put_backup(row)
 
     database.commit(change)
+
+
+def listed(database: store.Store, *conditions: model.Condition, **changes: object) -> list[int]:
+    """Return the ids of a list of backups."""
+    wanted = model.Search(conditions, sort=None, is_descending=False, has_removed=False, offset=0, limit=100)
+    return [each.id for each in database.search_backups(replace(wanted, **changes))]  # type: ignore[arg-type]
 
 
 def test_rows_come_back_as_they_went_in_after_reopening(database: store.Store, tmp_path: Path) -> None:
@@ -184,6 +246,180 @@ def test_pointed_keys_are_those_of_volumes_and_snapshots(database: store.Store) 
     assert set(database.unsettled_trees(POOL.id)) == {"s1", "v1.2"}
     database.commit(lambda write: write.drop_trees([Key("v1.2")]))
     assert database.tree(Key("v1.2")) is None
+
+
+def test_targets_and_backups_come_back_as_they_went_in_after_reopening(database: store.Store, tmp_path: Path) -> None:
+    first, ended = target(1, "nightly"), target(2, "old", removed_at=NOW)
+    put(database, volume(1, "db"), snapshot(1, 1, "one"), first, ended)
+    going = backup(1, volume_id=1, snapshot_id=1, key=Key("b1"), state=BackupState.CREATING, is_of_snapshot=True)
+    plain = backup(2, format=None, parent_uuid=None, size_bytes=None, verified_at=None, message=None)
+    put(database, going, plain, backup(3, state=BackupState.REMOVED, removed_at=NOW))
+    for again in (database, store.Store(tmp_path)):
+        assert again.targets() == [first]
+        assert (again.target(first.id), again.target(ended.id)) == (first, None)
+        assert (again.target_named("nightly"), again.target_named("old")) == (first, None)
+        assert (again.ended_target(ended.id), again.ended_target(first.id)) == (ended, None)
+        assert [again.backup(model.BackupId(number)) for number in (1, 2)] == [going, plain]
+        assert again.backup(model.BackupId(3)) == backup(3, state=BackupState.REMOVED, removed_at=NOW)
+        assert again.creating_backups() == [going]
+        assert again.is_backing_up(model.SnapshotId(1))
+        again.close()
+
+
+def test_the_memory_of_backups_follows_each_commit(database: store.Store) -> None:
+    put(database, target(1, "nightly"), backup(1, state=BackupState.CREATING), backup(2, state=BackupState.REMOVING))
+    assert [each.id for each in database.creating_backups()] == [1]
+    assert [each.id for each in database.removing_backups()] == [2]
+    put(database, backup(1), target(1, "weekly"))
+    assert database.creating_backups() == []
+    assert database.target_named("weekly") == target(1, "weekly")
+    database.commit(lambda write: write.delete_backup(backup(2)))
+    assert database.removing_backups() == []
+    put(database, target(1, "weekly", removed_at=NOW))
+    assert database.targets() == []
+
+
+def test_a_snapshot_is_backing_up_only_while_a_backup_asked_without_a_target_runs(database: store.Store) -> None:
+    going = {"volume_id": 1, "snapshot_id": 1, "state": BackupState.CREATING}
+    put(database, volume(1, "db"), snapshot(1, 1, "one"), target(1, "nightly"), backup(1, **going))
+    backing_up = Condition("state", "eq", "backing-up"), Condition("is_creating", "eq", 1)
+    wanted = model.Search(backing_up, None, is_descending=False, has_removed=False, offset=0, limit=9)
+    assert not database.is_backing_up(model.SnapshotId(1))
+    assert database.search_snapshots(wanted) == []
+    put(database, backup(2, **going, is_of_snapshot=True))
+    assert database.is_backing_up(model.SnapshotId(1))
+    assert database.search_snapshots(wanted) == [snapshot(1, 1, "one")]
+    put(database, backup(2, **{**going, "state": BackupState.ERROR}))
+    assert not database.is_backing_up(model.SnapshotId(1))
+    assert database.search_snapshots(wanted) == []
+
+
+def test_a_live_name_of_a_target_is_unique_and_a_removed_one_free(database: store.Store) -> None:
+    put(database, target(1, "nightly"))
+    with pytest.raises(Exists):
+        put(database, target(2, "nightly"))
+    put(database, target(1, "nightly", removed_at=NOW))
+    put(database, target(2, "nightly"))
+
+
+def test_backups_are_found_by_what_they_belong_to(database: store.Store) -> None:
+    put(database, volume(1, "db"), snapshot(1, 1, "one"), target(1, "near"), target(2, "far"))
+    put(database, backup(1, volume_id=1, snapshot_id=1, key=Key("b1")), backup(2, volume_id=1, target_id=2))
+    put(database, backup(3), backup(4, volume_id=1, snapshot_id=1, state=BackupState.REMOVED))
+    here = model.VolumeId(1)
+    assert [each.id for each in database.backups_of(here)] == [1, 2]
+    assert [each.id for each in database.backups_of(here, model.TargetId(2))] == [2]
+    assert [each.id for each in database.backups_of_snapshot(model.SnapshotId(1))] == [1]
+    assert [each.id for each in database.backups_in(model.TargetId(1))] == [1, 3]
+    assert [each.id for each in database.backups_with_trees()] == [1]
+    assert [each.id for each in database.backups_with_trees(model.VolumeId(2))] == []
+    assert database.backup_of_uuid(model.TargetId(2), "backup-2") == backup(2, volume_id=1, target_id=2)
+    assert database.backup_of_uuid(model.TargetId(1), "backup-2") is None
+    assert database.backup_of_uuid(model.TargetId(1), "backup-4") is None
+
+
+def test_parents_are_those_of_the_same_target_that_have_rows(database: store.Store) -> None:
+    put(database, target(1, "near"), target(2, "far"), backup(1, parent_uuid=None), backup(2, parent_uuid="backup-1"))
+    put(database, backup(3, parent_uuid="backup-2", target_id=2), backup(4, parent_uuid="forgotten"))
+    rows = [backup(number, parent_uuid="asked") for number in (1, 2, 3, 4)]
+    assert database.parents(rows) == {2: 1}
+
+
+def test_lists_of_backups_are_filtered_sorted_and_cut(database: store.Store) -> None:
+    put(
+        database, target(1, "nightly"), *(backup(each, content_bytes=9 - each, name=f"n{each}") for each in range(1, 7))
+    )
+    put(database, backup(7, state=BackupState.REMOVED), backup(8, state=BackupState.CREATING))
+    assert listed(database) == [1, 2, 3, 4, 5, 6, 8]
+    assert listed(database, has_removed=True) == [1, 2, 3, 4, 5, 6, 7, 8]
+    assert listed(database, Condition("name", "prefix", "n"), sort="content_bytes", limit=2, offset=1) == [5, 4]
+    assert listed(database, Condition("is_going", "eq", 1)) == [8]
+    assert listed(database, Condition("verified_at", "eq", "2026-01-02T04:04:05"), limit=1) == [1]
+
+
+def test_what_is_dropped_leaves_its_backups_without_it(database: store.Store) -> None:
+    gone = {"state": SnapshotState.REMOVED, "key": None, "removed_at": NOW}
+    kept = backup(1, volume_id=1, snapshot_id=1)
+    put(database, volume(1, "db"), snapshot(1, 1, "one"), target(1, "nightly"), kept)
+    database.commit(lambda write: write.put_snapshot(snapshot(1, 1, "one", **gone)))
+    database.commit(lambda write: write.put_volume(volume(1, "db", state=VolumeState.PURGED, key=None, removed_at=NOW)))
+    assert database.backup(kept.id) == kept
+    database.commit(lambda write: write.drop_tombstones(NOW + timedelta(seconds=1)))
+    assert database.backup(kept.id) == replace(kept, volume_id=None, snapshot_id=None)
+
+
+def test_tombstones_of_backups_and_then_of_their_targets_go(database: store.Store) -> None:
+    put(database, target(1, "nightly", removed_at=NOW), backup(1))
+    later = NOW + timedelta(seconds=1)
+    assert database.commit(lambda write: write.drop_tombstones(later)) == 0
+    put(database, backup(1, state=BackupState.REMOVED, removed_at=NOW))
+    assert database.has_tombstones(later)
+    assert database.commit(lambda write: write.drop_tombstones(later)) == 2
+    assert database.ended_target(model.TargetId(1)) is None
+    assert not database.has_tombstones(later)
+
+
+def test_a_base_is_pointed_to_and_its_row_cannot_go(database: store.Store) -> None:
+    put(database, volume(1, "db"), target(1, "nightly"), backup(1, volume_id=1, key=Key("b1")))
+    assert database.pointed_keys(POOL.id) == {"v1.1", "b1"}
+    assert database.pointed_keys(model.PoolId(2)) == set()
+    with pytest.raises(Exists):
+        database.commit(lambda write: write.drop_trees([Key("b1")]))
+
+
+def test_secrets_of_a_target_are_not_printed() -> None:
+    shown = repr(target(1, "nightly"))
+    assert [secret for secret in ("'access'", "'secret'", "open sesame") if secret in shown] == []
+
+
+VERSION_1_SHA256 = "83d68793005b3fc2cfe8d0d8a04b2af5fcfeca05fda9fce19f50fa42f3c10e46"
+
+
+def test_a_database_of_the_first_version_is_brought_up_to_date(tmp_path: Path) -> None:
+    assert hashlib.sha256(schema.SCHEMA.encode()).hexdigest() == VERSION_1_SHA256, "what changes goes into a migration"
+    with closing(sqlite3.connect(tmp_path / store.FILE_NAME)) as connection:
+        connection.executescript(f"{schema.SCHEMA} INSERT INTO seals VALUES (X'abcd'); PRAGMA user_version = 1;")
+        rows = ("pools VALUES (1, 'pool-uuid', 'fast', 'btrfs', '/srv/fast')", _FIRST_TREE, _FIRST_VOLUME)
+        connection.executescript("".join(f"INSERT INTO {row};" for row in rows))
+    opened = store.Store(tmp_path)
+    assert opened.pools() == [POOL]
+    assert opened.volumes() == [volume(1, "db")]
+    assert opened.seal == bytes.fromhex("abcd")
+    put(opened, target(1, "nightly"), backup(1, volume_id=1))
+    opened.close()
+    again = store.Store(tmp_path)
+    assert again.backup(model.BackupId(1)) == backup(1, volume_id=1)
+    again.close()
+
+
+_FIRST_TREE = """trees VALUES ('v1.1', 1, '{"size_bytes": 5, "mode": 488}', NULL, 0)"""
+_FIRST_VOLUME = """volumes VALUES (1, 'uuid-1', 'db', NULL, 1, 'btrfs', 'v1.1', 1, 'inactive', 1073741824,
+    '{"size": "1G"}', '{"team": "red"}', 0, '2026-01-02T03:04:05+00:00', NULL, NULL, NULL)"""
+
+
+def test_a_new_database_has_the_tables_of_one_brought_up_to_date(tmp_path: Path) -> None:
+    tables = []
+    for name in ("old", "new"):
+        (tmp_path / name).mkdir()
+        with closing(sqlite3.connect(tmp_path / name / store.FILE_NAME)) as connection:
+            if name == "old":
+                seal = "INSERT INTO seals VALUES (X'00'); PRAGMA user_version = 1;"
+                connection.executescript(f"{schema.SCHEMA} {seal}")
+        store.Store(tmp_path / name).close()
+        with closing(sqlite3.connect(tmp_path / name / store.FILE_NAME)) as connection:
+            tables.append(sorted(connection.execute("SELECT name, sql FROM sqlite_schema").fetchall(), key=str))
+    assert tables[0] == tables[1]
+
+
+def test_a_migration_that_fails_leaves_the_version_it_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with closing(sqlite3.connect(tmp_path / store.FILE_NAME)) as connection:
+        connection.executescript(f"{schema.SCHEMA} INSERT INTO seals VALUES (X'00'); PRAGMA user_version = 1;")
+    monkeypatch.setitem(schema.MIGRATIONS, 1, schema.MIGRATIONS[1] + "CREATE TABLE backups (id);")
+    with pytest.raises(Unusable, match="cannot open database"):
+        store.Store(tmp_path)
+    with closing(sqlite3.connect(tmp_path / store.FILE_NAME)) as connection:
+        assert connection.execute("PRAGMA user_version").fetchone() == (1,)
+        assert connection.execute("SELECT count(*) FROM sqlite_schema WHERE name = 'targets'").fetchone() == (0,)
 
 
 def test_a_newer_database_is_refused_naming_both_versions(tmp_path: Path) -> None:

@@ -322,11 +322,15 @@ class SnapshotSummary:
     """The names (or `s<id>`) of the newest ones, newest first."""
 
 
+Row = Volume | Snapshot | Backup
+"""What whoever watches the store is told of."""
+
+
 @dataclass(frozen=True, slots=True)
 class Commit:
     """What one transaction changed, for who watches the store."""
 
-    rows: tuple[Volume | Snapshot | Backup, ...]
+    rows: tuple[Row, ...]
     """As they are now, in the order of the changes."""
     held: tuple[Mount, ...]
     """Mounts that are new; one that is counted anew is none."""

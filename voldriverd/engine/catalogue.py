@@ -3,6 +3,7 @@
     {"catalogue": 1, "pool": {"uuid": …, "name": …, "driver": …}}
     {"volume": {…}}            the row as it is now; the last line of an id wins
     {"snapshot": {…}}
+    {"backup": {…}}            one whose base tree lies here; one without a key has none any more
 
 It is made anew at start (atomically) and then appended to, at most a second behind the database; a
 torn last line is one that was never acknowledged here. A volume in state `purged` and a snapshot in
@@ -57,7 +58,7 @@ class Catalogue:
                 self._limits.pop(pool.row.id, None)
                 _log.warning("verb=catalogue pool=%s result=%s", pool.row.name, err)
 
-    def _save_pool(self, pool: pools.Pool, changes: list[model.Volume | model.Snapshot]) -> None:
+    def _save_pool(self, pool: pools.Pool, changes: list[model.Row]) -> None:
         pool_id = pool.row.id
         path = Path(pool.row.path) / FILE_NAME
         if pool_id in self._limits and self._lines[pool_id] + len(changes) <= self._limits[pool_id]:
@@ -70,14 +71,17 @@ class Catalogue:
         self._lines[pool_id] = len(lines)
         self._limits[pool_id] = _GROWTH_MAX * max(len(lines), 1_000)
 
-    def _rows(self, pool_id: model.PoolId) -> Iterator[model.Volume | model.Snapshot]:
+    def _rows(self, pool_id: model.PoolId) -> Iterator[model.Row]:
         mine = {volume.id: volume for volume in self._engine.store.volumes() if volume.pool_id == pool_id}
         yield from mine.values()
         yield from (snapshot for snapshot in self._engine.store.snapshots() if snapshot.volume_id in mine)
+        yield from (backup for backup in self._engine.store.backups_with_trees() if backup.volume_id in mine)
 
-    def _pool_of(self, row: model.Volume | model.Snapshot) -> model.PoolId | None:
+    def _pool_of(self, row: model.Row) -> model.PoolId | None:
         if isinstance(row, model.Volume):
             return row.pool_id
+        if row.volume_id is None:
+            return None
         volume = self._engine.store.volume(row.volume_id)
         return None if volume is None else volume.pool_id
 
@@ -96,9 +100,9 @@ def _header(row: model.Pool) -> bytes:
     return _encode({"catalogue": 1, "pool": {"uuid": row.uuid, "name": row.name, "driver": row.driver}})
 
 
-def _line(row: model.Volume | model.Snapshot) -> bytes:
+def _line(row: model.Row) -> bytes:
     columns = {each.name: getattr(row, each.name) for each in fields(row)}  # asdict copies all it finds, in 0.1 ms
-    return _encode({"volume" if isinstance(row, model.Volume) else "snapshot": columns})
+    return _encode({type(row).__name__.lower(): columns})
 
 
 def _encode(value: dict[str, object]) -> bytes:

@@ -10,7 +10,7 @@ from voldriverd.engine.context import Engine
 _log = logging.getLogger(__name__)
 
 
-def follow(engine: Engine, changes: Iterable[model.Volume | model.Snapshot]) -> None:
+def follow(engine: Engine, changes: Iterable[model.Row]) -> None:
     """Bring the links of changed volumes up to date; a name may be another volume's by now."""
     for name in {row.name for row in changes if isinstance(row, model.Volume)}:
         _follow(engine, name)

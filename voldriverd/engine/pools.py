@@ -19,6 +19,8 @@ from voldriverd.errors import Error, Invalid, Unsupported, Unusable
 from voldriverd.kernel import fs
 
 MARKER: Final = ".voldriver-pool"
+_TABLES: Final = {"v": "volumes", "s": "snapshots", "b": "backups"}
+"""Whose ids the letters of keys belong to."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,7 +171,8 @@ class Pools:
             on_disk = driver.trees()
         for key in on_disk:
             letter, number = model.key_number(key)
-            self._store.raise_id("volumes" if letter == "v" else "snapshots", number)
+            if letter in _TABLES:
+                self._store.raise_id(_TABLES[letter], number)
         return Pool(row, spec, reason="it is being recovered"), driver
 
     def _identify(self, spec: Spec, row: model.Pool | None) -> model.Pool:

@@ -1,8 +1,8 @@
-"""The only truth about pools, volumes, snapshots, mounts, trees and API keys: SQLite in the root directory.
+"""The only truth about pools, volumes, snapshots, backups, mounts, trees and API keys: SQLite in the root directory.
 
 WAL with synchronous=FULL: a commit survives power loss when it returns. Beside it stands a copy in
-memory of what must be answered at any time (volumes, mounts, snapshot summaries, API keys), replaced
-after each commit. Trees and snapshots are read from the database.
+memory of what must be answered at any time (volumes, mounts, snapshot summaries, targets, API keys), replaced
+after each commit. Trees, snapshots and backups are read from the database.
 
 A commit takes a function, so that a vital one (unmount, remove, purge) can be tried again after some
 of the ballast was given up on a full disk.
@@ -12,7 +12,7 @@ import json
 import os
 import sqlite3
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, closing
 from datetime import datetime
 from pathlib import Path
@@ -21,18 +21,25 @@ from typing import Any, Final, TypeVar
 from voldriverd import model
 from voldriverd.driver import Key
 from voldriverd.errors import Exists, Unusable
-from voldriverd.store import connection, rows, schema
+from voldriverd.store import connection, rows, schema, search
 from voldriverd.store.ballast import Ballast
-from voldriverd.store.search import statement
 from voldriverd.store.write import Write, summary
 
 _T = TypeVar("_T")
 
 FILE_NAME: Final = "voldriver.db"
-_TABLES: Final = {"pools": "-", "volumes": "v", "snapshots": "s", "mounts": "-", "apikeys": "-"}
+_TABLES: Final = {
+    "pools": "-",
+    "volumes": "v",
+    "snapshots": "s",
+    "mounts": "-",
+    "apikeys": "-",
+    "targets": "-",
+    "backups": "b",
+}
 """Whose rows have numbers of their own, and with which letter keys are made from them; no key begins with `-`."""
-
-_SEAL_BYTES: Final = 32
+_GOING: Final = {model.BackupState.CREATING, model.BackupState.REMOVING}
+"""The backups that are kept in memory: few, and asked for by every removal."""
 
 
 class Store:
@@ -44,7 +51,7 @@ class Store:
         self._ballast = Ballast(root / "ballast")
         self._lock = threading.RLock()
         self._read_lock = threading.Lock()
-        self._records: list[model.Volume | model.Snapshot] = []
+        self._records: list[model.Row] = []
         self._listeners: list[Callable[[model.Commit], None]] = []
         self._open()
         self._ballast.keep()
@@ -71,14 +78,14 @@ class Store:
                     if not (is_vital and connection.is_full(err) and self._ballast.give_up()):
                         raise Unusable(f"cannot write database {self._path}: {err}") from err
 
-    def take_changes(self) -> list[model.Volume | model.Snapshot]:
+    def take_changes(self) -> list[model.Row]:
         """Return the rows that were committed since the last call, oldest first, and forget them."""
         with self._lock:
             taken, self._records = self._records, []
             return taken
 
     def watch(self, listener: Callable[[model.Commit], None]) -> None:
-        """Have a function called after each commit that changed volumes, snapshots or mounts, in their order.
+        """Have a function called after each commit that changed volumes, snapshots, backups or mounts, in their order.
 
         It is called by the thread that commits, and nobody else can commit meanwhile: it is quick and does not raise.
         """
@@ -140,6 +147,30 @@ class Store:
         """Return the key of a public value, unless it is revoked."""
         return self._api_keys.get(public)
 
+    def targets(self) -> list[model.Target]:
+        """Return the live targets in the order of their ids."""
+        return list(self._targets.values())
+
+    def target(self, target_id: model.TargetId) -> model.Target | None:
+        """Return a live target."""
+        return self._targets.get(target_id)
+
+    def target_named(self, name: str) -> model.Target | None:
+        """Return the live target of a name."""
+        return next((target for target in self.targets() if target.name == name), None)
+
+    def creating_backups(self) -> list[model.Backup]:
+        """Return the backups whose bytes are on their way."""
+        return [each for each in list(self._going.values()) if each.state is model.BackupState.CREATING]
+
+    def removing_backups(self) -> list[model.Backup]:
+        """Return the backups that are to go from their targets."""
+        return [each for each in list(self._going.values()) if each.state is model.BackupState.REMOVING]
+
+    def is_backing_up(self, snapshot_id: model.SnapshotId) -> bool:
+        """Tell whether a snapshot is shown as `backing-up` (D7)."""
+        return any(each.is_of_snapshot and each.snapshot_id == snapshot_id for each in self.creating_backups())
+
     def pools(self) -> list[model.Pool]:
         """Return every pool that ever was used, configured or not."""
         return [rows.pool(row) for row in self._select("SELECT * FROM pools ORDER BY id")]
@@ -169,13 +200,9 @@ class Store:
         found = self._select(f"SELECT * FROM snapshots WHERE state != 'removed'{where} ORDER BY id", *values)
         return [rows.snapshot(row) for row in found]
 
-    def search_snapshots(self, search: model.Search) -> list[model.Snapshot]:
+    def search_snapshots(self, wanted: model.Search) -> list[model.Snapshot]:
         """Return a part of the list of all snapshots."""
-        query, values = statement(search)
-        ids = [row[0] for row in self._select(query, *values)]
-        found = self._select("SELECT * FROM snapshots WHERE id IN (SELECT value FROM json_each(?))", json.dumps(ids))
-        snapshots = {row[0]: rows.snapshot(row) for row in found}
-        return [snapshots[each] for each in ids if each in snapshots]  # one may have gone between the two
+        return [rows.snapshot(row) for row in search.found(self._select, search.SNAPSHOTS, wanted)]
 
     def expired_snapshots(self, now: datetime) -> list[model.Snapshot]:
         """Return the snapshots whose time has come."""
@@ -185,6 +212,58 @@ class Store:
     def creating_snapshots(self) -> list[model.Snapshot]:
         """Return the snapshots that a crash left unfinished."""
         return [rows.snapshot(row) for row in self._select("SELECT * FROM snapshots WHERE state = 'creating'")]
+
+    def ended_target(self, target_id: model.TargetId) -> model.Target | None:
+        """Return the tombstone of a removed target."""
+        found = self._select("SELECT * FROM targets WHERE id = ? AND removed_at IS NOT NULL", target_id)
+        return next(map(rows.target, found), None)
+
+    def backup(self, backup_id: model.BackupId) -> model.Backup | None:
+        """Return a backup or its tombstone."""
+        return next(map(rows.backup, self._select("SELECT * FROM backups WHERE id = ?", backup_id)), None)
+
+    def backup_of_uuid(self, target_id: model.TargetId, uuid: str) -> model.Backup | None:
+        """Return a target's backup, unless it is removed."""
+        query = "SELECT * FROM backups WHERE uuid = ? AND target_id = ? AND state != 'removed'"
+        return next(map(rows.backup, self._select(query, uuid, target_id)), None)
+
+    def backups_of(self, volume_id: model.VolumeId, target_id: model.TargetId | None = None) -> list[model.Backup]:
+        """Return the backups of a volume in a target (all targets: None) without tombstones, in the order of ids."""
+        where, values = ("", ()) if target_id is None else (" AND target_id = ?", (target_id,))
+        query = f"SELECT * FROM backups WHERE volume_id = ?{where} AND state != 'removed' ORDER BY id"
+        return [rows.backup(row) for row in self._select(query, volume_id, *values)]
+
+    def backups_of_snapshot(self, snapshot_id: model.SnapshotId) -> list[model.Backup]:
+        """Return the backups of a snapshot without tombstones, in the order of ids."""
+        found = self._select(
+            "SELECT * FROM backups WHERE snapshot_id = ? AND state != 'removed' ORDER BY id", snapshot_id
+        )
+        return [rows.backup(row) for row in found]
+
+    def backups_in(self, target_id: model.TargetId) -> list[model.Backup]:
+        """Return the backups of a target without tombstones, in the order of ids."""
+        found = self._select("SELECT * FROM backups WHERE target_id = ? AND state != 'removed' ORDER BY id", target_id)
+        return [rows.backup(row) for row in found]
+
+    def backups_with_trees(self, volume_id: model.VolumeId | None = None) -> list[model.Backup]:
+        """Return the backups that have a tree here, of one volume or of all (None), in the order of ids."""
+        where, values = ("", ()) if volume_id is None else (" AND volume_id = ?", (volume_id,))
+        query = f"SELECT * FROM backups INDEXED BY backups_key WHERE key IS NOT NULL{where} ORDER BY id"
+        return [rows.backup(row) for row in self._select(query, *values)]
+
+    def parents(self, backups: Iterable[model.Backup]) -> dict[model.BackupId, model.BackupId]:
+        """Return which backups others build on, as far as they have rows."""
+        ids = json.dumps([backup.id for backup in backups if backup.parent_uuid is not None])
+        found = self._select(
+            "SELECT b.id, p.id FROM backups b CROSS JOIN backups p ON p.uuid = b.parent_uuid "
+            "WHERE b.id IN (SELECT value FROM json_each(?)) AND p.target_id = b.target_id AND p.state != 'removed'",
+            ids,
+        )
+        return {model.BackupId(row[0]): model.BackupId(row[1]) for row in found}
+
+    def search_backups(self, wanted: model.Search) -> list[model.Backup]:
+        """Return a part of the list of all backups."""
+        return [rows.backup(row) for row in search.found(self._select, search.BACKUPS, wanted)]
 
     def api_key(self, key_id: model.ApiKeyId) -> model.ApiKey | None:
         """Return an API key or its tombstone."""
@@ -196,7 +275,8 @@ class Store:
         found = self._select(
             "SELECT EXISTS (SELECT 1 FROM snapshots WHERE state = 'removed' AND removed_at < ?1) "
             "OR EXISTS (SELECT 1 FROM volumes WHERE state = 'purged' AND removed_at < ?1) "
-            "OR EXISTS (SELECT 1 FROM apikeys WHERE removed_at < ?1)",
+            "OR EXISTS (SELECT 1 FROM apikeys WHERE removed_at < ?1) "
+            "OR EXISTS (SELECT 1 FROM backups WHERE state = 'removed' AND removed_at < ?1)",
             time,
         )
         return bool(next(found)[0])
@@ -215,11 +295,13 @@ class Store:
         return [Key(row[0]) for row in found]
 
     def pointed_keys(self, pool_id: model.PoolId) -> set[Key]:
-        """Return the trees of a pool that a volume or snapshot points to, begun ones included."""
+        """Return the trees of a pool that a volume, snapshot or backup points to, begun ones included."""
         found = self._select(
             "SELECT key FROM volumes WHERE pool_id = ?1 AND key IS NOT NULL UNION ALL "
             "SELECT s.key FROM snapshots s JOIN volumes v ON v.id = s.volume_id "
-            "WHERE v.pool_id = ?1 AND s.key IS NOT NULL",
+            "WHERE v.pool_id = ?1 AND s.key IS NOT NULL UNION ALL "
+            "SELECT b.key FROM backups b CROSS JOIN trees t ON t.key = b.key "
+            "WHERE t.pool_id = ?1 AND b.key IS NOT NULL",
             pool_id,
         )
         return {Key(row[0]) for row in found}
@@ -247,10 +329,7 @@ class Store:
             raise Unusable(
                 f"cannot open database {self._path}: it has version {found}, this daemon knows up to {schema.VERSION}"
             )
-        if found == 0:
-            seal = f"INSERT INTO seals VALUES (X'{os.urandom(_SEAL_BYTES).hex()}');"
-            version = f"PRAGMA user_version = {schema.VERSION};"
-            self._connection.executescript(f"BEGIN; {schema.SCHEMA} {seal} {version} COMMIT;")
+        schema.prepare(self._connection, found)
 
     def _load(self) -> None:
         self._volumes = {
@@ -272,6 +351,10 @@ class Store:
         self.seal = bytes(self._connection.execute("SELECT seal FROM seals").fetchone()[0])
         """Random bytes of this database alone, by which `engine.apikeys` tells its secrets from guesses."""
         self._last_ids = {table: self._last_id(table) for table in _TABLES}
+        live = self._connection.execute("SELECT * FROM targets WHERE removed_at IS NULL ORDER BY id")
+        self._targets = {target.id: target for target in map(rows.target, live)}
+        going = self._connection.execute("SELECT * FROM backups WHERE state IN ('creating', 'removing') ORDER BY id")
+        self._going = {backup.id: backup for backup in map(rows.backup, going)}
 
     def _last_id(self, table: str) -> int:
         """Return the last number of a table; a verb that was cut off may have left a tree's row of a higher one."""
@@ -321,12 +404,25 @@ class Store:
                 self._api_keys[key.public] = key
             else:
                 self._api_keys.pop(key.public, None)
+        self._learn_backups(write)
         commit = self._commit(write, mounts)
         _replace(self._mounts, mounts, ())
         _replace(self._summaries, summaries, model.NO_SNAPSHOTS)
         if commit.rows or commit.held or commit.released:
             for listener in self._listeners:
                 listener(commit)
+
+    def _learn_backups(self, write: Write) -> None:
+        for target in write.targets:
+            if target.removed_at is None:
+                self._targets[target.id] = target
+            else:
+                self._targets.pop(target.id, None)
+        for backup_id, backup in write.backups.items():
+            if backup is not None and backup.state in _GOING:
+                self._going[backup_id] = backup
+            else:
+                self._going.pop(backup_id, None)
 
     def _commit(self, write: Write, mounts: dict[model.VolumeId, tuple[model.Mount, ...]]) -> model.Commit:
         """Return what a transaction changed, before the memory learns its mounts."""

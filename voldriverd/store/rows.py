@@ -7,7 +7,7 @@ from datetime import datetime
 from typing import Any, Final
 
 from voldriverd import model
-from voldriverd.driver import Key, TreeOptions
+from voldriverd.driver import Key, StreamFormat, TreeOptions
 
 _EMPTY: Final[Mapping[str, str]] = {}
 """Shared by all volumes without options or labels: 10,000 volumes need 1.3 MB less."""
@@ -161,6 +161,110 @@ def api_key(row: tuple[Any, ...]) -> model.ApiKey:
         role=model.Role(row[6]),
         created_at=datetime.fromisoformat(row[7]),
         removed_at=_time(row[8]),
+    )
+
+
+def target_values(target: model.Target) -> tuple[Any, ...]:
+    """Return a target's columns in the order of the table."""
+    return (
+        target.id,
+        target.uuid,
+        target.name,
+        target.description,
+        target.is_configured,
+        target.url,
+        target.endpoint,
+        target.region,
+        target.access_key,
+        target.secret_key,
+        target.passphrase,
+        target.mount_options,
+        _text(target.created_at),
+        _text(target.removed_at),
+    )
+
+
+def target(row: tuple[Any, ...]) -> model.Target:
+    """Return the target of a row."""
+    return model.Target(
+        id=model.TargetId(row[0]),
+        uuid=row[1],
+        name=row[2],
+        description=row[3],
+        is_configured=bool(row[4]),
+        url=row[5],
+        endpoint=row[6],
+        region=row[7],
+        access_key=row[8],
+        secret_key=row[9],
+        passphrase=row[10],
+        mount_options=row[11],
+        created_at=_time(row[12]),
+        removed_at=_time(row[13]),
+    )
+
+
+def backup_values(backup: model.Backup) -> tuple[Any, ...]:
+    """Return a backup's columns in the order of the table."""
+    return (
+        backup.id,
+        backup.uuid,
+        backup.target_id,
+        backup.volume_id,
+        backup.volume_uuid,
+        backup.volume_name,
+        backup.snapshot_id,
+        backup.snapshot_uuid,
+        backup.snapshot_name,
+        backup.name,
+        backup.description,
+        backup.driver,
+        None if backup.format is None else backup.format.value,
+        backup.host,
+        backup.state.value,
+        backup.created_at.isoformat(),
+        backup.taken_at.isoformat(),
+        backup.parent_uuid,
+        backup.key,
+        backup.size_bytes,
+        backup.content_bytes,
+        backup.stored_bytes,
+        backup.message,
+        _text(backup.verified_at),
+        _text(backup.removed_at),
+        backup.is_of_snapshot,
+    )
+
+
+def backup(row: tuple[Any, ...]) -> model.Backup:
+    """Return the backup of a row."""
+    return model.Backup(
+        id=model.BackupId(row[0]),
+        uuid=row[1],
+        target_id=model.TargetId(row[2]),
+        volume_id=None if row[3] is None else model.VolumeId(row[3]),
+        volume_uuid=row[4],
+        volume_name=row[5],
+        snapshot_id=None if row[6] is None else model.SnapshotId(row[6]),
+        snapshot_uuid=row[7],
+        snapshot_name=row[8],
+        name=row[9],
+        description=row[10],
+        driver=row[11],
+        format=None if row[12] is None else StreamFormat(row[12]),
+        host=row[13],
+        state=model.BackupState(row[14]),
+        created_at=datetime.fromisoformat(row[15]),
+        taken_at=datetime.fromisoformat(row[16]),
+        parent_uuid=row[17],
+        key=None if row[18] is None else Key(row[18]),
+        size_bytes=row[19],
+        content_bytes=row[20],
+        stored_bytes=row[21],
+        message=row[22],
+        verified_at=_time(row[23]),
+        removed_at=_time(row[24]),
+        is_of_snapshot=bool(row[25]),
     )
 
 

@@ -1,9 +1,15 @@
-"""The tables, and the steps from each released version of them to the next."""
+"""The tables of the first version, and the steps from each version to the next.
 
+A new database takes all steps too: there is one account of what a table looks like.
+"""
+
+import os
+import sqlite3
 from typing import Final
 
-VERSION: Final = 1
+VERSION: Final = 2
 """Kept in `PRAGMA user_version`; a newer one in the file is refused."""
+_SEAL_BYTES: Final = 32
 
 # Uniqueness of uuid and key holds by how they are made; an index for each would make every commit a third slower.
 SCHEMA: Final = """
@@ -87,5 +93,73 @@ CREATE TABLE seals (seal BLOB NOT NULL);
 CREATE INDEX trees_unsettled ON trees (pool_id) WHERE is_settled = 0;
 """
 
-MIGRATIONS: Final[dict[int, str]] = {}
-"""From version N to N + 1; empty as long as one version has been released."""
+MIGRATIONS: Final[dict[int, str]] = {
+    1: """
+CREATE TABLE targets (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    uuid TEXT NOT NULL,
+    name TEXT NOT NULL,
+    description TEXT,
+    is_configured INTEGER NOT NULL,
+    url TEXT NOT NULL,
+    endpoint TEXT,
+    region TEXT,
+    access_key TEXT,
+    secret_key TEXT,
+    passphrase TEXT,
+    mount_options TEXT,
+    created_at TEXT,
+    removed_at TEXT
+);
+CREATE UNIQUE INDEX targets_live_name ON targets (name) WHERE removed_at IS NULL;
+CREATE TABLE backups (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    uuid TEXT NOT NULL,
+    target_id INTEGER NOT NULL REFERENCES targets (id),
+    volume_id INTEGER REFERENCES volumes (id) ON DELETE SET NULL,
+    volume_uuid TEXT NOT NULL,
+    volume_name TEXT NOT NULL,
+    snapshot_id INTEGER REFERENCES snapshots (id) ON DELETE SET NULL,
+    snapshot_uuid TEXT NOT NULL,
+    snapshot_name TEXT,
+    name TEXT,
+    description TEXT,
+    driver TEXT NOT NULL,
+    format TEXT,
+    host TEXT NOT NULL,
+    state TEXT NOT NULL,
+    created_at TEXT NOT NULL,
+    taken_at TEXT NOT NULL,
+    parent_uuid TEXT,
+    key TEXT REFERENCES trees (key),
+    size_bytes INTEGER,
+    content_bytes INTEGER NOT NULL,
+    stored_bytes INTEGER NOT NULL,
+    message TEXT,
+    verified_at TEXT,
+    removed_at TEXT,
+    is_of_snapshot INTEGER NOT NULL
+);
+CREATE INDEX backups_volume ON backups (volume_id, target_id);
+CREATE INDEX backups_snapshot ON backups (snapshot_id);
+CREATE INDEX backups_target ON backups (target_id);
+CREATE INDEX backups_uuid ON backups (uuid);
+CREATE INDEX backups_key ON backups (key) WHERE key IS NOT NULL;
+CREATE INDEX backups_ended ON backups (removed_at) WHERE state = 'removed';
+CREATE INDEX backups_going ON backups (id) WHERE state IN ('creating', 'removing');
+""",
+}
+"""From version N to N + 1."""
+
+
+def prepare(connection: sqlite3.Connection, found: int) -> None:
+    """Bring a database from the version found, 0 for an empty one, to the present one in one transaction.
+
+    What is cut off leaves the version found: the connection is closed without a commit.
+    """
+    steps = [MIGRATIONS[number] for number in range(max(found, 1), VERSION)]
+    if found == 0:
+        steps = [SCHEMA, f"INSERT INTO seals VALUES (X'{os.urandom(_SEAL_BYTES).hex()}');", *steps]
+    if not steps:
+        return
+    connection.executescript(f"BEGIN IMMEDIATE; {' '.join(steps)} PRAGMA user_version = {VERSION}; COMMIT;")

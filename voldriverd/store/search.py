@@ -1,33 +1,73 @@
-"""Lists of snapshots as SQL: filtered, sorted and cut where the rows are, so that a page costs what it shows.
+"""Lists of snapshots and of backups as SQL: filtered, sorted and cut where the rows are: a page costs what it shows.
 
 Each page reads the rows that it skips: by `m<offset>` a client can ask for no other thing.
 """
 
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any, Final
 
 from voldriverd.model import Condition, Search
 
-_IS_LIVE: Final = (
-    "s.state != 'removed' AND s.volume_id NOT IN (SELECT id FROM volumes WHERE state IN ('removed', 'purged'))"
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """What can be searched."""
+
+    name: str
+    columns: Mapping[str, str]
+    """What a condition may be on; times are texts of whole seconds, as in `2026-11-21T19:44:03`."""
+    is_live: str
+    """The condition that leaves out what is in the trash, and tombstones."""
+    volume: str = ""
+    """How the volume `v` is joined where a column needs it."""
+
+
+def _time(text: str) -> str:
+    return f"substr({text}, 1, 19)"
+
+
+_IS_BACKING_UP: Final = "s.id IN (SELECT snapshot_id FROM backups WHERE state = 'creating' AND is_of_snapshot)"
+SNAPSHOTS: Final = Table(
+    "snapshots",
+    {
+        "id": "s.id",
+        "name": "s.name",
+        "description": "s.description",
+        "uuid": "s.uuid",
+        "volume_id": "s.volume_id",
+        "volume_uuid": "v.uuid",
+        "size_bytes": "s.size_bytes",
+        "is_automatic": "s.is_automatic",
+        "is_creating": f"((s.state = 'creating' OR {_IS_BACKING_UP}) AND v.state NOT IN ('removed', 'purged'))",
+        "state": "CASE WHEN v.state IN ('removed', 'purged') THEN 'removed' "
+        f"WHEN s.state = 'created' AND {_IS_BACKING_UP} THEN 'backing-up' ELSE s.state END",
+        "created_at": _time("s.created_at"),
+        "expires_at": _time("s.expires_at"),
+        "removed_at": _time("CASE WHEN s.state = 'removed' THEN s.removed_at ELSE v.removed_at END"),
+        "destroy_at": _time("CASE WHEN s.state != 'removed' THEN v.destroy_at END"),
+    },
+    is_live=(
+        "s.state != 'removed' AND s.volume_id NOT IN (SELECT id FROM volumes WHERE state IN ('removed', 'purged'))"
+    ),
+    volume="CROSS JOIN volumes v ON v.id = s.volume_id",
 )
-_VOLUME: Final = "CROSS JOIN volumes v ON v.id = s.volume_id"
-_COLUMNS: Final = {
-    "id": "s.id",
-    "name": "s.name",
-    "description": "s.description",
-    "uuid": "s.uuid",
-    "volume_id": "s.volume_id",
-    "volume_uuid": "v.uuid",
-    "size_bytes": "s.size_bytes",
-    "is_automatic": "s.is_automatic",
-    "is_creating": "(s.state = 'creating' AND v.state NOT IN ('removed', 'purged'))",
-    "state": "CASE WHEN v.state IN ('removed', 'purged') THEN 'removed' ELSE s.state END",
-    "created_at": "substr(s.created_at, 1, 19)",
-    "expires_at": "substr(s.expires_at, 1, 19)",
-    "removed_at": "substr(CASE WHEN s.state = 'removed' THEN s.removed_at ELSE v.removed_at END, 1, 19)",
-    "destroy_at": "substr(CASE WHEN s.state != 'removed' THEN v.destroy_at END, 1, 19)",
-}
-"""What a condition may be on; times are texts of whole seconds, as in `2026-11-21T19:44:03`."""
+_BACKUP_COLUMNS: Final = (
+    *("id", "uuid", "target_id", "volume_id", "volume_uuid", "volume_name", "snapshot_id", "snapshot_uuid"),
+    *("snapshot_name", "name", "description", "driver", "format", "host", "state", "parent_uuid"),
+    *("size_bytes", "content_bytes", "stored_bytes", "message"),
+)
+_BACKUP_TIMES: Final = ("created_at", "taken_at", "verified_at", "removed_at")
+BACKUPS: Final = Table(
+    "backups",
+    {
+        **{name: f"s.{name}" for name in _BACKUP_COLUMNS},
+        **{name: _time(f"s.{name}") for name in _BACKUP_TIMES},
+        "is_going": "(s.state IN ('creating', 'removing'))",
+    },
+    is_live="s.state != 'removed'",
+)
 _OPERATORS: Final = {
     "eq": "= ?",
     "ne": "IS NOT ?",
@@ -43,20 +83,30 @@ _OPERATORS: Final = {
 }
 
 
-def statement(search: Search) -> tuple[str, list[Any]]:
-    """Return a query for the ids of snapshots, and its values.
+def found(select: Callable[..., Iterator[tuple[Any, ...]]], table: Table, search: Search) -> Iterator[tuple[Any, ...]]:
+    """Yield the rows of a part of a list, in its order."""
+    query, values = _statement(table, search)
+    ids = [row[0] for row in select(query, *values)]
+    rows = select(f"SELECT * FROM {table.name} WHERE id IN (SELECT value FROM json_each(?))", json.dumps(ids))
+    by_id = {row[0]: row for row in rows}
+    yield from (by_id[each] for each in ids if each in by_id)  # one may have gone between the two
 
-    The snapshots are the outer loop always: a page in the order of ids reads no more rows than it skips and shows. Ids
+
+def _statement(table: Table, search: Search) -> tuple[str, list[Any]]:
+    """Return a query for ids, and its values.
+
+    The table is the outer loop always: a page in the order of ids reads no more rows than it skips and shows. Ids
     alone are sorted, for whole rows take four times as long.
     """
-    where = [f"{_COLUMNS[each.field]} {_OPERATORS[each.comparison]}" for each in search.conditions]
+    where = [f"{table.columns[each.field]} {_OPERATORS[each.comparison]}" for each in search.conditions]
     values = [_value(each) for each in search.conditions if "?" in _OPERATORS[each.comparison]]
     if not search.has_removed:
-        where.append(_IS_LIVE)
-    needs_volume = any("v." in text for text in (*where, "" if search.sort is None else _COLUMNS[search.sort]))
-    order = "" if search.sort is None else f"{_COLUMNS[search.sort]} {'DESC' if search.is_descending else 'ASC'}, "
+        where.append(table.is_live)
+    sort = "" if search.sort is None else table.columns[search.sort]
+    needs_volume = any("v." in text for text in (*where, sort))
+    order = f"{sort} {'DESC' if search.is_descending else 'ASC'}, " if sort else ""
     query = (
-        f"SELECT s.id FROM snapshots s {_VOLUME if needs_volume else ''} "
+        f"SELECT s.id FROM {table.name} s {table.volume if needs_volume else ''} "
         f"WHERE {' AND '.join(where) or 'TRUE'} ORDER BY {order}s.id LIMIT ? OFFSET ?"
     )
     return query, [*values, search.limit, search.offset]

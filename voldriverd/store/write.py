@@ -24,7 +24,9 @@ class Write:
         self.mounted: set[model.VolumeId] = set()
         self.snapshotted: set[model.VolumeId] = set()
         self.api_keys: list[model.ApiKey] = []
-        self.records: list[model.Volume | model.Snapshot] = []
+        self.targets: list[model.Target] = []
+        self.backups: dict[model.BackupId, model.Backup | None] = {}
+        self.records: list[model.Row] = []
 
     def add_pool(self, pool: model.Pool) -> None:
         """Insert a pool."""
@@ -110,9 +112,33 @@ class Write:
         )
         self.api_keys.append(key)
 
+    def put_target(self, target: model.Target) -> None:
+        """Insert or replace a target's row."""
+        self._connection.execute(
+            f"INSERT INTO targets VALUES ({_marks(14)}) ON CONFLICT (id) DO UPDATE SET {_TARGET_CHANGES}",
+            rows.target_values(target),
+        )
+        self.targets.append(target)
+
+    def put_backup(self, backup: model.Backup) -> None:
+        """Insert or replace a backup's row."""
+        self._connection.execute(
+            f"INSERT INTO backups VALUES ({_marks(26)}) ON CONFLICT (id) DO UPDATE SET {_BACKUP_CHANGES}",
+            rows.backup_values(backup),
+        )
+        self.backups[backup.id] = backup
+        self.records.append(backup)
+
+    def delete_backup(self, backup: model.Backup) -> None:
+        """Delete the row of a backup that never came to be."""
+        self._connection.execute("DELETE FROM backups WHERE id = ?", (backup.id,))
+        self.backups[backup.id] = None
+        self.records.append(replace(backup, state=model.BackupState.REMOVED, key=None))
+
     def drop_tombstones(self, before: datetime) -> int:
-        """Delete what ended before a time; returns how many rows."""
+        """Delete what ended before a time; returns how many rows. Backups of what goes do not point to it any more."""
         time = before.isoformat()
+        backups = self._connection.execute("DELETE FROM backups WHERE state = 'removed' AND removed_at < ?", (time,))
         snapshots = self._connection.execute(
             "DELETE FROM snapshots WHERE state = 'removed' AND removed_at < ?", (time,)
         )
@@ -122,7 +148,12 @@ class Write:
             (time,),
         )
         keys = self._connection.execute("DELETE FROM apikeys WHERE removed_at < ?", (time,))
-        return snapshots.rowcount + volumes.rowcount + keys.rowcount
+        targets = self._connection.execute(
+            "DELETE FROM targets WHERE removed_at < ? "
+            "AND NOT EXISTS (SELECT 1 FROM backups WHERE target_id = targets.id)",
+            (time,),
+        )
+        return sum(each.rowcount for each in (backups, snapshots, volumes, keys, targets))
 
     def summary(self, volume_id: model.VolumeId) -> model.SnapshotSummary:
         """Count the snapshots of a volume as they stand inside this transaction."""
@@ -160,3 +191,9 @@ _VOLUME_CHANGES: Final = _changes(
 )
 _SNAPSHOT_CHANGES: Final = _changes("name description key state size_bytes expires_at removed_at")
 _API_KEY_CHANGES: Final = _changes("name description secret_hash removed_at")
+_TARGET_CHANGES: Final = _changes(
+    "name description is_configured url endpoint region access_key secret_key passphrase mount_options removed_at"
+)
+_BACKUP_CHANGES: Final = _changes(
+    "name description format state parent_uuid key content_bytes stored_bytes message verified_at removed_at"
+)

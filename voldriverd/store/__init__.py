@@ -251,6 +251,10 @@ class Store:
         query = f"SELECT * FROM backups INDEXED BY backups_key WHERE key IS NOT NULL{where} ORDER BY id"
         return [rows.backup(row) for row in self._select(query, *values)]
 
+    def backup_count(self) -> int:
+        """Return how many backups there are that are not removed."""
+        return int(next(self._select("SELECT count(*) FROM backups WHERE state != 'removed'"))[0])
+
     def parents(self, backups: Iterable[model.Backup]) -> dict[model.BackupId, model.BackupId]:
         """Return which backups others build on, as far as they have rows."""
         ids = json.dumps([backup.id for backup in backups if backup.parent_uuid is not None])

@@ -64,6 +64,8 @@ BACKUPS: Final = Table(
     {
         **{name: f"s.{name}" for name in _BACKUP_COLUMNS},
         **{name: _time(f"s.{name}") for name in _BACKUP_TIMES},
+        "uri": "((SELECT url FROM targets WHERE id = s.target_id) "
+        "|| '/volumes/' || s.volume_uuid || '/backups/' || s.uuid)",
         "is_going": "(s.state IN ('creating', 'removing'))",
     },
     is_live="s.state != 'removed'",

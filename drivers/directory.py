@@ -18,6 +18,8 @@ Removing a tree with a million files takes minutes. Its first step, a rename, ta
 away at once, so that a key is never half there. `open` puts aside what was cut off and removes it,
 but gives that only a moment; the rest is removed by the next `remove`, which nobody waits for.
 
+A backup of a tree is a tar archive, always whole.
+
 Every call is durable when it returns, `create` as well: on btrfs an fsync of `trees` for another key
 would keep the name of a new tree and not what is in it (seen in 6.18), which is half a tree.
 """
@@ -32,10 +34,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
-from drivers import binding
-from voldriverd.driver import Capability, Change, Key, TreeOptions, Usage, User
+from drivers import archive, binding
+from voldriverd.driver import Capability, Change, Key, Stream, StreamFormat, TreeOptions, Usage, User
 from voldriverd.errors import Exists, InUse, NotFound, Unsupported, Unusable
-from voldriverd.kernel import copying, fs, mount, tree
+from voldriverd.kernel import attributes, copying, fs, mount, tree
 
 _PART: Final = ".part-"
 _GONE: Final = ".gone-"
@@ -51,6 +53,7 @@ class Directory:
 
     capabilities: Capability = Capability.NONE
     options: frozenset[str] = frozenset({"uid", "gid", "mode"})
+    formats: tuple[StreamFormat, ...] = (StreamFormat.TAR,)
 
     def __init__(self, root: Path, mounts: Path) -> None:
         self._root = root
@@ -157,6 +160,37 @@ class Directory:
         fs.sync_file_system(self._trees)
         return True
 
+    @contextmanager
+    def send(
+        self,
+        key: Key,
+        base: Key | None = None,
+        *,
+        wanted: StreamFormat | None = None,
+        is_thorough: bool = False,  # noqa: ARG002 - the contract's signature: every byte is read anyway
+    ) -> Iterator[Stream]:
+        """Write down everything as a tar archive; there are no increments."""
+        if base is not None:
+            raise Unsupported(f"cannot send what changed in tree {key} since {base}: a directory is always sent whole")
+        if wanted not in {None, StreamFormat.TAR}:
+            raise Unsupported(f"cannot send tree {key} as {wanted}: a directory is sent as {StreamFormat.TAR}")
+        with archive.stream(self._existing("send", key)) as stream:
+            yield stream
+
+    def receive(self, key: Key, chain: Iterator[Stream], options: TreeOptions) -> tuple[str, ...]:  # noqa: ARG002
+        """Extract an archive, durably; owner and mode come from there."""
+        self._check_absent("receive", key)
+        stream = next(chain, None)
+        if stream is not None and stream.format is not StreamFormat.TAR:
+            raise Unsupported(f"cannot receive tree {key}: a directory takes {StreamFormat.TAR}, not {stream.format}")
+        with self._part(key) as part:
+            _make_plain(part / _FILES)
+            notes = archive.extract(iter(()) if stream is None else stream.parts, part / _FILES)
+            if next(chain, None) is not None:
+                raise Unusable(f"cannot receive tree {key}: nothing can follow an archive, which is always whole")
+            fs.sync_file_system(part)
+        return notes
+
     def _files(self, key: Key) -> Path:
         return self._trees / key / _FILES
 
@@ -208,3 +242,13 @@ class Directory:
             return
         finally:
             self._sweeping.release()
+
+
+def _make_plain(path: Path) -> None:
+    """Make a directory that hands down nothing of what its parent would."""
+    path.mkdir(0o700)
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        attributes.strip(fd)
+    finally:
+        os.close(fd)

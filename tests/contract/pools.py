@@ -33,6 +33,7 @@ class Kind:
 
 _COW: Final = Capability.COW | Capability.INSTANT
 _SIZE: Final = Capability.SIZE
+_DELTA: Final = Capability.DELTA
 
 KINDS: Final = (
     Kind("btrfs", "btrfs", Btrfs, _COW, knows_changes=True),
@@ -43,7 +44,7 @@ KINDS: Final = (
     Kind("loop-ext4", "ext4", Loop, _SIZE),
     Kind("directory-btrfs", "btrfs", Directory, Capability.NONE),
     Kind("directory-ext4", "ext4", Directory, Capability.NONE),
-    Kind("memory", "tmpfs", Memory, _COW, pretends=True),
+    Kind("memory", "tmpfs", Memory, _COW | _DELTA, pretends=True),
 )
 
 

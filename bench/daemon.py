@@ -38,11 +38,11 @@ class Daemon:
 
 
 @contextmanager
-def running(base: Path) -> Iterator[Daemon]:
+def running(base: Path, *, size: str = "4G") -> Iterator[Daemon]:
     """Start the daemon on a root (made if missing), and end it; what it has mounted stays for the next one."""
     argv = [*VOLDRIVERD, "--root", str(base / "root"), "--run-dir", str(base / "run")]
     config = base / "voldriver.toml"
-    config.write_text('reserve = "0%"\n[embedded]\nsize = "4G"\n')
+    config.write_text(f'reserve = "0%"\n[embedded]\nsize = "{size}"\n')
     begun = time.monotonic()
     with (base / "log").open("ab") as log:
         process = subprocess.Popen([*argv, "--config", str(config), "--log-level", "warning"], stderr=log)

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from bench import api, peers, scale, verbs
+from bench import api, backups, peers, scale, verbs
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +20,7 @@ SECTIONS = (
     Section("verbs against the bare handler and the raw calls", verbs.run),
     Section("scale: 10,000 volumes, eight clients, 10,000 snapshots", scale.run),
     Section("api: one volume, 100,000 snapshots", api.run),
+    Section("backups: restic, a large image, memory", backups.run),
     Section("peers: buttervolume", peers.run),
 )
 

@@ -1,11 +1,28 @@
 """Where objects lie: a bucket or a directory, and the little that a repository asks of it."""
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Protocol
+from pathlib import PurePosixPath
+from typing import Final, Protocol
+from urllib.parse import urlsplit
 
+from voldriverd import errors
+from voldriverd.backup.faults import Fault, Kind
 from voldriverd.model import Secret
+
+_BUCKET: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{1,254}")
+_PREFIX: Final = re.compile(r"[A-Za-z0-9!_.*'()@=+,-]+(/[A-Za-z0-9!_.*'()@=+,-]+)*")
+"""What S3 calls safe, and a few more that need no quoting."""
+
+
+class Missing(Fault):
+    """There is no such object."""
+
+
+class Oversized(Fault):
+    """An object is larger than anything that we would write there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +37,23 @@ class Place:
     access_key: Secret | None = None
     secret_key: Secret | None = None
     """s3: both or neither; neither: the AWS environment."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How patient to be with a service."""
+
+    connect_s: float
+    request_s: float
+    """For one request with its whole body."""
+    give_up_s: float
+    """From the first failure of a call to its end, however often it is tried meanwhile."""
+
+
+OPENING: Final = Limits(connect_s=3, request_s=4, give_up_s=6)
+"""Somebody waits for the answer."""
+WORKING: Final = Limits(connect_s=10, request_s=120, give_up_s=300)
+"""A chunk of 4 MiB passes at 35 kB/s; a server may restart, or a cable be out for a moment."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,30 +76,98 @@ class Store(Protocol):
     def put(self, name: str, content: bytes) -> None:
         """Write an object whole or not at all, in place of one that is there.
 
-        It survives power loss after the next `settle`; if it is there after one that came earlier, it is whole.
+        It survives power loss after the next `settle`; where it is there after an earlier one, it is whole.
         """
         ...
 
     def create(self, name: str, content: bytes) -> bool:
-        """Write an object, durably; tells whether it was this call that made it, since it may be there already."""
+        """Write an object durably, unless there is one; tells whether this call wrote it."""
         ...
 
-    def list(self, prefix: str) -> Iterator[Entry]:
-        """Yield all objects in a folder (with its slash at the end) and below, in any order."""
+    def list(self, folder: str) -> Iterator[Entry]:
+        """Yield all objects in a folder ("" for all, else with its slash) and below, in any order."""
         ...
 
-    def folders(self, prefix: str) -> Iterator[str]:
+    def folders(self, folder: str) -> Iterator[str]:
         """Yield the names of the folders directly in a folder."""
         ...
 
     def delete(self, names: Sequence[str]) -> None:
-        """Delete objects; those that are not there are none."""
+        """Delete objects; one that is not there is deleted."""
         ...
 
     def settle(self) -> None:
-        """Return when all that was put, and all that was listed, survives power loss."""
+        """Return when what was put, and what was listed, survives power loss."""
         ...
 
     def close(self) -> None:
         """Let go of what is held."""
         ...
+
+
+@dataclass(frozen=True, slots=True)
+class Bucket:
+    """What an s3 URL names."""
+
+    name: str
+    prefix: str
+
+
+@dataclass(frozen=True, slots=True)
+class Directory:
+    """What a file URL names."""
+
+    path: str
+
+
+def parse(place: Place) -> Bucket | Directory:
+    """Read a place's URL. Raises Invalid."""
+    try:
+        found = urlsplit(place.url)
+        is_plain = not (found.query or found.fragment or "@" in found.netloc)
+    except ValueError as err:
+        raise _invalid(place, "it is no URL") from err
+    if not is_plain:
+        raise _invalid(place, "it has more than a scheme, a place and a path")
+    if found.scheme == "file":
+        if found.netloc or not found.path.startswith("/") or "\0" in found.path:
+            raise _invalid(place, "the form is file:///directory")
+        return Directory(str(PurePosixPath(found.path)))
+    if found.scheme != "s3":
+        raise _invalid(place, "the scheme is s3 or file")
+    _check_service(place)
+    prefix = found.path.strip("/")
+    parts = prefix.split("/")
+    if not _BUCKET.fullmatch(found.netloc) or (prefix and not _PREFIX.fullmatch(prefix)) or {".", ".."} & set(parts):
+        raise _invalid(place, "the form is s3://bucket/prefix")
+    return Bucket(found.netloc, prefix)
+
+
+def fault(verb: str, name: str, place: Place, cause: str, kind: Kind) -> Fault:
+    """Return an error about an object ("": about the place itself)."""
+    what = f"{name} in {place.url}" if name else place.url
+    return _CLASSES.get(kind, Fault)(f"cannot {verb} {what}: {cause}", kind=kind)
+
+
+def oversized(name: str, place: Place, size_bytes: int, most: int) -> Oversized:
+    """Return the error about an object that is too large."""
+    cause = f"it has {size_bytes} bytes, and at most {most} may be there"
+    return Oversized(f"cannot read {name} in {place.url}: {cause}", kind=Kind.DAMAGED)
+
+
+def _check_service(place: Place) -> None:
+    if (place.access_key is None) != (place.secret_key is None):
+        raise errors.Invalid(f"cannot use {place.url}: an access key and a secret key go together", field="access_key")
+    if place.endpoint is None:
+        return
+    found = urlsplit(place.endpoint)
+    if found.scheme not in {"http", "https"} or not found.hostname or "@" in found.netloc:
+        raise errors.Invalid(f"cannot use {place.url}: its endpoint is no http:// or https:// URL", field="endpoint")
+
+
+def _invalid(place: Place, cause: str) -> errors.Invalid:
+    shown = place.url.rpartition("@")[2]  # what stands before it may be a secret
+    return errors.Invalid(f"cannot use {shown} for backups: {cause}", field="url")
+
+
+_CLASSES: Final[dict[Kind, type[Fault]]] = {Kind.MISSING: Missing}

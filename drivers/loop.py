@@ -1,7 +1,7 @@
 """Trees as image files with a file system inside, each mounted through a loop device of its own.
 
     <root>/trees/<key>          the image: mode 0600, or 0400 for a read-only tree; no-CoW on btrfs
-    <root>/trees/.part.<key>…   one being made; swept by `open`
+    <root>/trees/.part.<key>…   one being made, or a clone that is looked at; swept by `open`
     <mounts>/<key>              the directory `data` of its file system, bind-mounted
     <mounts>/.<key>-…           the whole file system, for as long as that is arranged; swept by `open`
 
@@ -16,39 +16,34 @@ made under a writer has a journal to replay, which happens when it is first moun
 
 import errno
 import os
-import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
-from drivers import binding
-from voldriverd.driver import Capability, Change, Key, TreeOptions, Usage, User
+from drivers import archive, binding, blocks, receiving
+from drivers.images import CLEAR_TIMEOUT_S, Images, make, mib, rounded
+from voldriverd.driver import Capability, Change, Key, Stream, StreamFormat, TreeOptions, Usage, User
 from voldriverd.errors import Exists, InUse, Invalid, NotFound, Unsupported, Unusable
-from voldriverd.kernel import content, fs, image, loop, mount, run
+from voldriverd.kernel import content, extents, fs, image, loop, mount, run
 
 SIZE_MAX_BYTES: Final = 15 << 40
 """A file on ext4 ends one block below 16 TiB."""
 DEFAULT_SIZE_BYTES: Final = 10 << 30
-
-_PART: Final = ".part."
-_FULL_BYTES: Final = 8 << 20
-"""What ext4 and xfs may still call free when they have nothing left for data (seen: 4 MiB)."""
-_CLEAR_TIMEOUT_S: Final = 2.0
-"""For whoever looks at a loop device after its last umount, such as udev: some 10 ms each."""
 
 
 class Loop:
     """The loop driver; `capabilities` holds from `open` on."""
 
     options: frozenset[str] = frozenset({"size", "thick", "fs", "uid", "gid", "mode"})
+    formats: tuple[StreamFormat, ...] = (StreamFormat.BLOCKS, StreamFormat.TAR)
 
     def __init__(self, root: Path, mounts: Path, *, default_size_bytes: int = DEFAULT_SIZE_BYTES) -> None:
         self.capabilities = Capability.SIZE
         self._trees = root / "trees"
         self._mounts = mounts.resolve()  # as the mount table has it
+        self._images = Images(self._trees, self._mounts)
         self._default_size_bytes = default_size_bytes
 
     def open(self) -> None:
@@ -59,12 +54,11 @@ class Loop:
         missing = _missing("ext4")
         if missing:
             raise Unusable(f"cannot open pool {pool}: {missing}")
-        fs.make_directory(self._trees, mode=0o700)
-        self._sweep_parts()
-        self._sweep_stages()
-        self._set_nocow()
-        if fs.has_reflinks(self._trees):
+        self._images.open()
+        if self._images.has_reflinks:
             self.capabilities = Capability.SIZE | Capability.COW | Capability.INSTANT
+            if extents.has_map(self._trees):
+                self.capabilities |= Capability.DELTA
 
     def complete(self, options: TreeOptions) -> TreeOptions:
         """Fill in fs and size, which is rounded up to a block."""
@@ -77,11 +71,11 @@ class Loop:
         missing = _missing(fs_type)
         if missing:
             raise Unsupported(f"cannot use fs {fs_type}: {missing}")
-        size_bytes = _rounded(self._default_size_bytes if options.size_bytes is None else options.size_bytes)
+        size_bytes = rounded(self._default_size_bytes if options.size_bytes is None else options.size_bytes)
         minimum_bytes = image.FORMATS[fs_type].minimum_bytes
         if size_bytes < minimum_bytes:
-            cause = f"the smallest {fs_type} volume has {_mib(minimum_bytes)}"
-            raise Invalid(f"cannot use size {_mib(size_bytes)}: {cause}", field="size")
+            cause = f"the smallest {fs_type} volume has {mib(minimum_bytes)}"
+            raise Invalid(f"cannot use size {mib(size_bytes)}: {cause}", field="size")
         _check_maximum(size_bytes)
         return replace(options, fs=fs_type, size_bytes=size_bytes)
 
@@ -89,16 +83,11 @@ class Loop:
         """Make an image and the file system in it. Raises also Unusable: no space for a thick one."""
         if (self._trees / key).exists():
             raise Exists(f"cannot create tree {key}: it exists already")
-        assert options.fs is not None
         assert options.size_bytes is not None
         if options.thick:
-            self._check_space(f"create tree {key}", options.size_bytes)
-        top = image.Top(options.uid or 0, options.gid or 0, 0o755 if options.mode is None else options.mode)
-        with self._part(key) as (fd, part):
-            os.ftruncate(fd, options.size_bytes)
-            image.make(part, options.fs, top)
-            if options.thick:
-                image.make_thick(fd, options.size_bytes)
+            self._images.check_space(f"create tree {key}", options.size_bytes)
+        with self._images.part(key) as (fd, part):
+            make(fd, part, options)
 
     def clone(self, source: Key, target: Key, *, read_only: bool) -> None:
         """Share the extents of an image where the pool has reflinks, else copy what is no hole.
@@ -117,11 +106,11 @@ class Loop:
         is_thick = image.is_thick(origin)
         status = origin.stat()
         needed_bytes = status.st_size if is_thick and not read_only else status.st_blocks * 512
-        if is_thick or Capability.COW not in self.capabilities:
-            self._check_space(f"clone tree {source} to {target}", needed_bytes)
+        if is_thick or not self._images.has_reflinks:
+            self._images.check_space(f"clone tree {source} to {target}", needed_bytes)
         self._flush(source, origin)
-        with origin.open("rb", buffering=0) as file, self._part(target) as (fd, _):
-            if Capability.COW in self.capabilities:
+        with origin.open("rb", buffering=0) as file, self._images.part(target) as (fd, _):
+            if self._images.has_reflinks:
                 fs.reflink(file.fileno(), fd)
             else:
                 content.Content().copy(file.fileno(), fd, status.st_size)
@@ -138,7 +127,7 @@ class Loop:
         if self._is_served(key, path):
             raise InUse(f"cannot remove tree {key}: it is attached")
         binding.check_no_users(key, self.users(key))
-        if not loop.wait_cleared(path, timeout_s=_CLEAR_TIMEOUT_S):
+        if not loop.wait_cleared(path, timeout_s=CLEAR_TIMEOUT_S):
             raise InUse(f"cannot remove tree {key}: its loop device is in use")
         binding.remove_point(self._mounts / key)
         path.unlink()
@@ -153,7 +142,7 @@ class Loop:
         is_new = binding.make_point(target)
         try:
             if not binding.uncover(key, target, lambda: self._is_served(key, path)):
-                with self._staged(key) as place:
+                with self._images.staged(key) as place:
                     mount.bind(place / image.DATA, target, read_only=read_only)
             elif bool(os.statvfs(target).f_flag & os.ST_RDONLY) != read_only:
                 mount.set_read_only(target, read_only=read_only)
@@ -171,7 +160,7 @@ class Loop:
             _flush_what_can_be(target)
         binding.detach(key, target)
         if path.exists() and loop.attached(path) and not self.users(key):
-            loop.wait_cleared(path, timeout_s=_CLEAR_TIMEOUT_S)
+            loop.wait_cleared(path, timeout_s=CLEAR_TIMEOUT_S)
 
     def resize(self, key: Key, size_bytes: int) -> None:
         """Grow the image, then its loop device, then its file system. Raises also Unusable: no space for a thick one.
@@ -180,11 +169,11 @@ class Loop:
         """
         path = self._existing(key, "resize")
         fs_type = image.type_of(path)
-        size_bytes = _rounded(size_bytes)
+        size_bytes = rounded(size_bytes)
         status = path.stat()
         if size_bytes < status.st_size:
-            cause = f"it has {_mib(status.st_size)} already and can only grow"
-            raise Invalid(f"cannot resize tree {key} to {_mib(size_bytes)}: {cause}", field="size")
+            cause = f"it has {mib(status.st_size)} already and can only grow"
+            raise Invalid(f"cannot resize tree {key} to {mib(size_bytes)}: {cause}", field="size")
         _check_maximum(size_bytes)
         if fs_type == "ext4" and image.is_ext4_grown(path, size_bytes):
             return
@@ -195,15 +184,11 @@ class Loop:
             raise Unsupported(f"cannot resize tree {key}: {cause}")
         is_thick = image.is_thick(path)
         if is_thick:
-            self._check_space(f"resize tree {key}", size_bytes - status.st_blocks * 512)
-        if not device and fs_type == "ext4" and (Capability.COW in self.capabilities or not may_grow_mounted):
+            self._images.check_space(f"resize tree {key}", size_bytes - status.st_blocks * 512)
+        if not device and fs_type == "ext4" and (self._images.has_reflinks or not may_grow_mounted):
             self._grow_aside(key, path, size_bytes, thick=is_thick)
             return
-        image.lengthen(path, size_bytes, thick=is_thick)
-        if device:
-            loop.refresh_capacity(device)
-        with self._staged(key) as place:
-            image.grow_mounted(place)
+        self._images.grow_mounted(path, size_bytes, thick=is_thick)
 
     def trees(self) -> set[Key]:
         """Return the names of the images."""
@@ -240,53 +225,51 @@ class Loop:
         fs.sync_file_system(self._trees)
         return True
 
+    @contextmanager
+    def send(
+        self, key: Key, base: Key | None = None, *, wanted: StreamFormat | None = None, is_thorough: bool = False
+    ) -> Iterator[Stream]:
+        """Write down the image, or as TAR what is served of its file system, which is always whole."""
+        path = self._existing(key, "send")
+        if wanted is StreamFormat.BTRFS:
+            raise Unsupported(f"cannot send tree {key}: the loop driver writes no stream of format {wanted}")
+        if base is None and wanted is StreamFormat.TAR:
+            with self._images.viewed(key) as place, archive.stream(place / image.DATA) as stream:
+                yield stream
+        elif base is None:
+            with blocks.whole(path) as stream:
+                yield stream
+        else:
+            base_path = self._existing(base, "send")
+            if wanted is StreamFormat.TAR or Capability.DELTA not in self.capabilities:
+                cause = "an archive is always whole" if wanted is StreamFormat.TAR else "the pool has no reflinks"
+                raise Unsupported(f"cannot send tree {key} as what changed since {base}: {cause}")
+            with blocks.changed(path, base_path, is_thorough=is_thorough) as stream:
+                yield stream
+
+    def receive(self, key: Key, chain: Iterator[Stream], options: TreeOptions) -> tuple[str, ...]:
+        """Make an image from its blocks, or one as `create` does and unpack an archive in it.
+
+        An image made from blocks is what was sent to the last byte, but that it is thick if the options say so, and
+        grown if they have a larger size, and that a pool without reflinks replays its journal. Errors in a file system
+        that can be mounted are told and do not hinder. Raises also Unusable: what is to come is larger than what is
+        free, or than the size of a tree made from an archive.
+        """
+        if (self._trees / key).exists():
+            raise Exists(f"cannot receive tree {key}: it exists already")
+        first = next(chain, None)
+        if first is None or first.is_incremental:
+            raise Unusable(f"cannot receive tree {key}: the chain does not begin with a whole stream")
+        if first.format not in self.formats:
+            raise Unsupported(f"cannot receive tree {key}: the loop driver takes no stream of format {first.format}")
+        receive = receiving.from_archive if first.format is StreamFormat.TAR else receiving.from_blocks
+        return receive(self._images, key, first, chain, options)
+
     def _existing(self, key: Key, verb: str) -> Path:
         path = self._trees / key
         if not path.exists():
             raise NotFound(f"cannot {verb} tree {key}: there is no such tree")
         return path
-
-    def _check_space(self, what: str, needed_bytes: int) -> None:
-        _, free_bytes = fs.capacity(self._trees)
-        if needed_bytes > free_bytes:
-            raise Unusable(f"cannot {what}: it needs {_mib(needed_bytes)}, the pool has {_mib(free_bytes)} free")
-
-    @contextmanager
-    def _part(self, key: Key) -> Iterator[tuple[int, Path]]:
-        """Yield a new file; it is durable under its key after the block, and gone if that raised."""
-        part = self._trees / f"{_PART}{key}"
-        fd = os.open(part, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        try:
-            with self._blaming_space():
-                yield fd, part
-                os.fsync(fd)
-                fs.rename_durably(part, self._trees / key)
-        except BaseException:
-            part.unlink(missing_ok=True)
-            raise
-        finally:
-            os.close(fd)
-
-    @contextmanager
-    def _staged(self, key: Key) -> Iterator[Path]:
-        """Mount the whole file system of a tree aside for the block."""
-        path = self._trees / key
-        place = Path(tempfile.mkdtemp(dir=self._mounts, prefix=f".{key}-"))
-        try:
-            with self._blaming_space(), image.mounted(path, place, read_only=_is_read_only(path)):
-                yield place
-        finally:
-            place.rmdir()
-
-    @contextmanager
-    def _blaming_space(self) -> Iterator[None]:
-        """Raise ENOSPC instead of EIO if the pool is full: tools and loop devices know only that a write failed."""
-        try:
-            yield
-        except OSError as err:
-            if err.errno == errno.EIO and fs.capacity(self._trees)[1] < _FULL_BYTES:
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from err
-            raise
 
     def _grow_aside(self, key: Key, path: Path, size_bytes: int, *, thick: bool) -> None:
         """Grow a copy of an ext4 image that takes its place when it is done. Raises also Unusable: no space for one.
@@ -294,7 +277,7 @@ class Loop:
         What resize2fs has begun in place cannot be taken back. When it was killed, e2fsck -p did not mend 15 of 115
         images; a growth from 64 MiB to 100 GiB it gave up itself, and left errors (e2fsprogs 1.47).
         """
-        with path.open("rb", buffering=0) as file, self._part(key) as (fd, part):
+        with path.open("rb", buffering=0) as file, self._images.part(key) as (fd, part):
             self._copy(f"resize tree {key}", file.fileno(), fd)
             os.fchmod(fd, path.stat().st_mode)
             if thick:
@@ -305,11 +288,11 @@ class Loop:
 
     def _copy(self, what: str, source_fd: int, target_fd: int) -> None:
         """Share the extents of an image where the pool has reflinks, else copy what is no hole. Raises Unusable."""
-        if Capability.COW in self.capabilities:
+        if self._images.has_reflinks:
             fs.reflink(source_fd, target_fd)
             return
         status = os.fstat(source_fd)
-        self._check_space(what, status.st_blocks * 512)
+        self._images.check_space(what, status.st_blocks * 512)
         content.Content().copy(source_fd, target_fd, status.st_size)
 
     def _is_served(self, key: Key, path: Path) -> bool:
@@ -334,45 +317,8 @@ class Loop:
                 if entry.device == device.numbers and "rw" in entry.options.split(","):
                     cause = f"mounted for writing by {mount.process_name(pid)} (pid {pid}) at {entry.mount_point}"
                     raise InUse(f"cannot clone tree {key}: {cause}, and the pool has no reflinks")
-        with self._staged(key) as place:
+        with self._images.staged(key) as place:
             fs.sync_file_system(place)
-
-    def _sweep_parts(self) -> None:
-        for name in os.listdir(self._trees):
-            path = self._trees / name
-            if not name.startswith(_PART):
-                continue
-            if path.is_dir():
-                shutil.rmtree(path)
-            else:
-                path.unlink()
-
-    def _sweep_stages(self) -> None:
-        """Unmount what a crash left mounted aside; one in use, say by a shell in it, waits for the next time."""
-        for place in self._mounts.glob(".*-*"):
-            path = self._trees / place.name[1:].rpartition("-")[0]
-            if not path.exists():
-                continue  # of another pool
-            entry = mount.at(place)
-            try:
-                if entry is not None and loop.is_backed_by(entry.device, path):
-                    mount.unmount(place)
-                place.rmdir()
-            except OSError as err:
-                if err.errno != errno.EBUSY:
-                    raise
-
-    def _set_nocow(self) -> None:
-        """Let images be made without checksums and copies on write on btrfs, which direct I/O needs."""
-        if fs.magic(self._trees) != fs.BTRFS_MAGIC or os.listdir(self._trees):
-            return  # files that exist cannot change any more
-        fd = os.open(self._trees, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            flags = fs.get_flags(fd) & ~fs.FS_COMPR_FL
-            fs.set_flags(fd, flags)  # not both in one step: EINVAL (6.18)
-            fs.set_flags(fd, flags | fs.FS_NOCOW_FL)
-        finally:
-            os.close(fd)
 
 
 def _flush_what_can_be(target: Path) -> None:
@@ -390,19 +336,7 @@ def _missing(fs_type: str) -> str | None:
     return f"{tools[0]} is not installed (Debian package {image.FORMATS[fs_type].package})" if tools else None
 
 
-def _is_read_only(path: Path) -> bool:
-    return not path.stat().st_mode & 0o200
-
-
 def _check_maximum(size_bytes: int) -> None:
     if size_bytes > SIZE_MAX_BYTES:
-        cause = f"the largest volume of the loop driver has {_mib(SIZE_MAX_BYTES)}"
-        raise Invalid(f"cannot use size {_mib(size_bytes)}: {cause}", field="size")
-
-
-def _rounded(size_bytes: int) -> int:
-    return -(-size_bytes // loop.BLOCK_BYTES) * loop.BLOCK_BYTES
-
-
-def _mib(size_bytes: int) -> str:
-    return f"{size_bytes / (1 << 20):,.1f} MiB".replace(".0 ", " ")
+        cause = f"the largest volume of the loop driver has {mib(SIZE_MAX_BYTES)}"
+        raise Invalid(f"cannot use size {mib(size_bytes)}: {cause}", field="size")

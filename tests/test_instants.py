@@ -164,7 +164,7 @@ def test_a_snapshot_under_a_writer_is_one_instant_and_has_all_that_was_synced_be
 def test_who_has_a_file_of_the_displaced_content_open_cannot_change_what_a_revert_keeps(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(loop, "_CLEAR_TIMEOUT_S", 0.1)  # its device stays as long as the file is open
+    monkeypatch.setattr(loop, "CLEAR_TIMEOUT_S", 0.1)  # its device stays as long as the file is open
     bench.create("db")
     place = bench.mount("db")
     (place / "file").write_text("first\n")

@@ -234,7 +234,7 @@ def test_a_pool_that_is_not_there_is_unusable_and_not_made(tmp_path: Path) -> No
 def test_clones_are_promised_to_be_instant_where_there_are_reflinks(
     make_pool: MakePool, host: str, *, has_reflinks: bool
 ) -> None:
-    wanted = Capability.COW | Capability.INSTANT if has_reflinks else Capability.NONE
+    wanted = Capability.COW | Capability.INSTANT | Capability.DELTA if has_reflinks else Capability.NONE
     assert make_pool(host).driver.capabilities == Capability.SIZE | wanted
 
 
@@ -749,7 +749,7 @@ def test_remove_says_that_the_tree_is_attached(pool: Pool, monkeypatch: pytest.M
 
 
 def test_a_loop_device_without_a_mount_keeps_its_image(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("drivers.loop._CLEAR_TIMEOUT_S", 0.01)
+    monkeypatch.setattr("drivers.loop.CLEAR_TIMEOUT_S", 0.01)
     path = pool.create()
     with loop.held(path), pytest.raises(InUse, match=r"cannot remove tree v1\.1: its loop device is in use"):
         pool.driver.remove(TREE)
@@ -759,7 +759,7 @@ def test_a_loop_device_without_a_mount_keeps_its_image(pool: Pool, monkeypatch: 
 
 def test_what_is_mounted_aside_for_a_moment_is_no_user(pool: Pool) -> None:
     pool.create()
-    with pool.driver._staged(TREE):
+    with pool.driver._images.staged(TREE):
         assert pool.driver.users(TREE) == []
 
 

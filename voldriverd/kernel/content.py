@@ -1,16 +1,28 @@
-"""What files hold, copied by the best way that the file system has."""
+"""What files hold: copied by the best way that the file system has, read past the page cache, made holes of."""
 
+import ctypes
 import errno
+import mmap
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Final
 
 from voldriverd.kernel import fs
 
 _CHUNK_BYTES: Final = 16 << 20
 """Long enough to cost nothing, short enough that a signal is not kept waiting."""
+FALLOC_FL_KEEP_SIZE: Final = 0x1
+FALLOC_FL_PUNCH_HOLE: Final = 0x2
+"""linux/falloc.h"""
+_ALIGNMENT: Final = 4096
+"""Of what is read directly: no disk has larger logical blocks."""
 _NO_REFLINKS: Final = frozenset({errno.EOPNOTSUPP, errno.EXDEV, errno.ENOTTY, errno.ENOSYS})
 _NO_RANGES: Final = frozenset({errno.EOPNOTSUPP, errno.EXDEV, errno.EINVAL, errno.ENOSYS})
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_long, ctypes.c_long)
 
 
 class Content:
@@ -28,7 +40,7 @@ class Content:
         """Fill an empty file; one that shrinks meanwhile gets zeros for what has gone. Raises OSError."""
         if size_bytes == 0 or self._reflink(source_fd, target_fd):
             return
-        for start, end in _segments(source_fd, size_bytes):
+        for start, end in segments(source_fd, size_bytes):
             self._copy_segment(source_fd, target_fd, start, end)
         os.ftruncate(target_fd, size_bytes)
 
@@ -64,7 +76,61 @@ class Content:
         return os.sendfile(target_fd, source_fd, start, count)
 
 
-def _segments(fd: int, size_bytes: int) -> Iterator[tuple[int, int]]:
+class Reader:
+    """Reads one file in pieces by direct I/O: what is read once for a backup would only push others out of the cache.
+
+    Where the file system has no direct I/O, what was read is dropped from the cache.
+    """
+
+    def __init__(self, fd: int, piece_max_bytes: int, *, is_direct: bool) -> None:
+        self.fd = fd
+        self.size_bytes = os.fstat(fd).st_size
+        self.read_bytes = 0
+        """How much was read from the file so far."""
+        self._is_direct = is_direct
+        self._buffer = mmap.mmap(-1, piece_max_bytes + 2 * _ALIGNMENT)  # what direct I/O fills lies on a page's start
+
+    def read(self, start: int, end: int) -> bytes:
+        """Return a range, with zeros for what lies behind the end of the file. Raises OSError."""
+        first = start - start % _ALIGNMENT
+        wanted = min(end + -end % _ALIGNMENT, self.size_bytes) - first
+        count = 0
+        while count < wanted:
+            got = os.preadv(self.fd, [memoryview(self._buffer)[count : wanted + -wanted % _ALIGNMENT]], first + count)
+            if got == 0:
+                raise OSError(errno.EIO, "the file is shorter than it was")
+            count += got
+        self.read_bytes += count
+        if not self._is_direct:
+            os.posix_fadvise(self.fd, first, wanted, os.POSIX_FADV_DONTNEED)
+        data = self._buffer[start - first : min(end - first, count)]
+        return data if len(data) == end - start else data + bytes(end - start - len(data))
+
+
+@contextmanager
+def reading(path: Path, piece_max_bytes: int) -> Iterator[Reader]:
+    """Open a file to read pieces of it for the block. Raises OSError."""
+    flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW
+    try:
+        fd, is_direct = os.open(path, flags | os.O_DIRECT), True
+    except OSError as err:
+        if err.errno != errno.EINVAL:  # open(2): no direct I/O here
+            raise
+        fd, is_direct = os.open(path, flags), False
+    try:
+        yield Reader(fd, piece_max_bytes, is_direct=is_direct)
+    finally:
+        os.close(fd)
+
+
+def punch(fd: int, start: int, end: int) -> None:
+    """Make a hole of a range (fallocate(2)); the file keeps its length. Raises OSError."""
+    if _libc.fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, start, end - start) < 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
+
+
+def segments(fd: int, size_bytes: int) -> Iterator[tuple[int, int]]:
     """Yield (start, end) of what is no hole (lseek(2), SEEK_DATA)."""
     end = 0
     while end < size_bytes:

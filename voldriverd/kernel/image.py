@@ -26,6 +26,9 @@ DATA: Final = "data"
 CAP_SYS_RESOURCE: Final = 24
 """linux/capability.h; ext4 asks for it when it grows while mounted."""
 
+DAMAGED: Final = frozenset({errno.EINVAL, errno.EUCLEAN, errno.EBADMSG, errno.EIO, errno.EFBIG})
+"""What mount(2) answers for a file system that is broken or cut off; EBADMSG and EUCLEAN are xfs's words for it."""
+
 _THICK: Final = "user.voldriver.thick"
 _XFS_MAGIC: Final = b"XFSB"
 """At the start; fs/xfs/libxfs/xfs_format.h."""
@@ -59,7 +62,7 @@ FORMATS: Final[Mapping[str, Format]] = {
     # An image reads as zeros wherever nobody wrote, so there is nothing to initialise.
     "ext4": Format(16 << 20, ("mkfs.ext4", "e2fsck", "resize2fs"), "e2fsprogs", "errors=remount-ro,noinit_itable"),
     # A clone has the UUID of its origin, beside which only nouuid lets it be mounted.
-    "xfs": Format(300 << 20, ("mkfs.xfs", "xfs_db", "xfs_growfs"), "xfsprogs", "nouuid"),
+    "xfs": Format(300 << 20, ("mkfs.xfs", "xfs_db", "xfs_growfs", "xfs_repair"), "xfsprogs", "nouuid"),
 }
 
 
@@ -156,6 +159,21 @@ def is_ext4_grown(image: Path, size_bytes: int) -> bool:
         int.from_bytes(superblock[at : at + 4], "little") for at in (_EXT4_BLOCKS_LOW_AT, _EXT4_BLOCKS_HIGH_AT)
     )
     return (high << 32 | low) >= size_bytes // loop.BLOCK_BYTES
+
+
+def faults(image: Path) -> str | None:
+    """Check a file system that was unmounted cleanly, without changing it.
+
+    Returns what its tool says, or that there is no tool; None if nothing is wrong. Raises OSError.
+    """
+    argv = ["e2fsck", "-f", "-n"] if type_of(image) == "ext4" else ["xfs_repair", "-n"]
+    try:
+        run.run([*argv, str(image)], timeout_s=_GROW_TIMEOUT_S)
+    except run.ToolError as err:
+        return err.strerror
+    except FileNotFoundError:
+        return f"they are not known, for {argv[0]} is not installed"
+    return None
 
 
 def grow_unmounted_ext4(image: Path) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from voldriverd import store
 from voldriverd.driver import Driver, StreamFormat
 from voldriverd.engine import pools, reading, trees
+from voldriverd.engine.targets import Targets
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +45,7 @@ class Engine:
     now: Callable[[], datetime] = utc_now
     garbage: trees.Garbage = field(default_factory=trees.Garbage)
     readers: reading.Readers = field(default_factory=reading.Readers)
+    targets: Targets = field(default_factory=Targets)
     make_scratch: ScratchMaker | None = None
     """None: there are no pools but the configured ones."""
 

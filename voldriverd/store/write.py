@@ -129,6 +129,46 @@ class Write:
         self.backups[backup.id] = backup
         self.records.append(backup)
 
+    def backup(self, backup_id: model.BackupId) -> model.Backup | None:
+        """Return a backup as it stands inside this transaction."""
+        found = self._connection.execute("SELECT * FROM backups WHERE id = ?", (backup_id,))
+        return next(map(rows.backup, found), None)
+
+    def drop_bases(self, volume_id: model.VolumeId, target_id: model.TargetId | None = None) -> list[model.Backup]:
+        """Have the finished backups of a volume in a target (all targets: None) point to no tree; return them.
+
+        As they were before, for the caller to discard their trees.
+        """
+        where, values = ("", ()) if target_id is None else (" AND target_id = ?", (target_id,))
+        found = self._connection.execute(
+            "SELECT * FROM backups INDEXED BY backups_key "
+            f"WHERE key IS NOT NULL AND volume_id = ?{where} AND state != 'creating'",
+            (volume_id, *values),
+        )
+        bases = [rows.backup(row) for row in found.fetchall()]
+        for base in bases:
+            self.put_backup(replace(base, key=None))
+        return bases
+
+    def end_backups(self, target_id: model.TargetId, removed_at: datetime, message: str) -> list[model.Backup]:
+        """Make tombstones of all backups in a target; return, as they were, those that a watcher or a tree knows."""
+        found = self._connection.execute(
+            "SELECT * FROM backups WHERE target_id = ? AND (key IS NOT NULL OR state IN ('creating', 'removing'))",
+            (target_id,),
+        )
+        concerned = [rows.backup(row) for row in found.fetchall()]
+        self._connection.execute(
+            "UPDATE backups SET state = 'removed', key = NULL, removed_at = ?, message = ? "
+            "WHERE target_id = ? AND state != 'removed'",
+            (removed_at.isoformat(), message, target_id),
+        )
+        for backup in concerned:
+            ended = self.backup(backup.id)
+            assert ended is not None, f"backup {backup.id} went inside its transaction"
+            self.backups[backup.id] = ended
+            self.records.append(ended)
+        return concerned
+
     def delete_backup(self, backup: model.Backup) -> None:
         """Delete the row of a backup that never came to be."""
         self._connection.execute("DELETE FROM backups WHERE id = ?", (backup.id,))

@@ -224,7 +224,7 @@ class Store:
 
     def backup_of_uuid(self, target_id: model.TargetId, uuid: str) -> model.Backup | None:
         """Return a target's backup, unless it is removed."""
-        query = "SELECT * FROM backups WHERE uuid = ? AND target_id = ? AND state != 'removed'"
+        query = "SELECT * FROM backups INDEXED BY backups_uuid WHERE uuid = ? AND target_id = ? AND state != 'removed'"
         return next(map(rows.backup, self._select(query, uuid, target_id)), None)
 
     def backups_of(self, volume_id: model.VolumeId, target_id: model.TargetId | None = None) -> list[model.Backup]:
@@ -259,7 +259,7 @@ class Store:
         """Return which backups others build on, as far as they have rows."""
         ids = json.dumps([backup.id for backup in backups if backup.parent_uuid is not None])
         found = self._select(
-            "SELECT b.id, p.id FROM backups b CROSS JOIN backups p ON p.uuid = b.parent_uuid "
+            "SELECT b.id, p.id FROM backups b CROSS JOIN backups p INDEXED BY backups_uuid ON p.uuid = b.parent_uuid "
             "WHERE b.id IN (SELECT value FROM json_each(?)) AND p.target_id = b.target_id AND p.state != 'removed'",
             ids,
         )

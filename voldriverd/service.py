@@ -109,7 +109,7 @@ class Service:
             def work(volume: model.Volume) -> model.Volume:
                 return volumes.resize(self.engine, volume, size_bytes, begun=begun)
 
-            return self._verb("resize", volume_id, work, wait_s=API_WAIT_S)
+            return self._locked("resize", volume_id, work, wait_s=API_WAIT_S, copies=False)
 
         return await self._answered(attempt, lambda volume: f"1v{volume.id}", answer_s=answer_s)
 
@@ -142,8 +142,7 @@ class Service:
         A busy volume is no error: dockerd would use the holder's name again for ever. What cannot be
         unmounted within UNMOUNT_ANSWER_S goes on, and what cannot be at all is left to reconciliation.
         """
-        letting_go = self.runner.run("unmount", mounts.let_go, self.engine, volume_id, holder)
-        await asyncio.shield(self.runner.spawn(letting_go))
+        await self.runner.shielded(self.runner.run("unmount", mounts.let_go, self.engine, volume_id, holder))
         self._askers.drop(volume_id, holder, peer_pid)
         if all(mount.holder != holder for mount in self.store.mounts(volume_id)):
             self._askers.forget(volume_id, holder)
@@ -161,7 +160,7 @@ class Service:
             def work(volume: model.Volume) -> model.Snapshot:
                 return snapshots.create(self.engine, volume, wish, begun=begun)
 
-            return self._verb("snapshot", volume_id, work, wait_s=API_WAIT_S, copies=True)
+            return self._locked("snapshot", volume_id, work, wait_s=API_WAIT_S, copies=True)
 
         return await self._answered(attempt, lambda snapshot: f"1s{snapshot.id}", answer_s=answer_s)
 
@@ -186,7 +185,7 @@ class Service:
             def work(volume: model.Volume) -> snapshots.Reverted:
                 return snapshots.revert(self.engine, volume, self.snapshot_row(snapshot_id), begun=begun)
 
-            return self._verb("revert", volume_id, work, wait_s=API_WAIT_S, copies=True)
+            return self._locked("revert", volume_id, work, wait_s=API_WAIT_S, copies=True)
 
         return await self._answered(attempt, lambda reverted: f"1v{reverted[0].id}", answer_s=answer_s)
 
@@ -286,7 +285,7 @@ class Service:
             async with self._locks.hold("apikeys", verb, what=f"cannot {verb} API key", wait_s=API_WAIT_S):
                 return await self.runner.in_thread(work)
 
-        return await asyncio.shield(self.runner.spawn(locked()))
+        return await self.runner.shielded(locked())
 
     def snapshot_row(self, snapshot_id: model.SnapshotId) -> model.Snapshot:
         """Return a snapshot or its tombstone. Raises NotFound. Reads the database: quick, but not in memory."""
@@ -379,16 +378,19 @@ class Service:
         wait_s: float,
         copies: bool = False,
     ) -> _T:
-        async def locked() -> _T:
-            name = self.row(volume_id).name
-            what = f"cannot {verb} volume {name}"
-            async with self._locks.hold(volume_id, verb, what=what, wait_s=wait_s):
-                volume = self.row(volume_id)
-                self.runner.forget_fault(f"1v{volume_id}")
-                is_long = copies and self._is_long(volume)
-                return await runner.timed(verb, name, self.runner.run(verb, work, volume, is_long=is_long))
+        """Run a verb under its volume's lock; it goes on when who asked for it hangs up."""
+        return await self.runner.shielded(self._locked(verb, volume_id, work, wait_s=wait_s, copies=copies))
 
-        return await asyncio.shield(self.runner.spawn(locked()))
+    async def _locked(
+        self, verb: str, volume_id: model.VolumeId, work: Callable[[model.Volume], _T], *, wait_s: float, copies: bool
+    ) -> _T:
+        name = self.row(volume_id).name
+        what = f"cannot {verb} volume {name}"
+        async with self._locks.hold(volume_id, verb, what=what, wait_s=wait_s):
+            volume = self.row(volume_id)
+            self.runner.forget_fault(f"1v{volume_id}")
+            is_long = copies and self._is_long(volume)
+            return await runner.timed(verb, name, self.runner.run(verb, work, volume, is_long=is_long))
 
     async def _quietly(
         self, verb: str, volume_id: model.VolumeId, work: Callable[[model.Volume], object], *, wait_s: float = 0

@@ -1,5 +1,6 @@
 """What can be wrong with a target or with what lies there."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
@@ -8,6 +9,8 @@ from voldriverd import errors
 
 HITS_SHOWN: Final = 5
 """How many files or ranges a message names; a chunk of small files can hold thousands."""
+HITS_MAX: Final = 1000
+"""How many a damage keeps."""
 
 
 class Kind(StrEnum):
@@ -63,27 +66,19 @@ class Damage:
     cause: str
     """For people: "it is missing"."""
     is_missing: bool = False
-    offset: int | None = None
-    """Where the lost bytes begin: in the body, or in the image if `is_image`. None: all that the object tells."""
-    length: int = 0
+    ranges: tuple[tuple[int, int], ...] = ()
+    """(offset, length) of what is lost: of the image if `is_image`, else of the stream. None of them: not known."""
     is_image: bool = False
-    hits: tuple[str, ...] = ()
-    """The files that lose content (TAR)."""
+    files: tuple[str, ...] = ()
+    """Those that lose content, of a TAR."""
 
     def __str__(self) -> str:
         """Say it in one line."""
-        return f"backup {self.backup_uuid}{self._where()}: object {self.name}: {self.cause}"
-
-    def _where(self) -> str:
-        if self.offset is None:
-            return ""
-        whose = "of the image" if self.is_image else "of its stream"
-        where = f", bytes {self.offset} to {self.offset + self.length} {whose}"
-        if not self.hits:
-            return where
-        more = len(self.hits) - HITS_SHOWN
-        files = ", ".join(self.hits[:HITS_SHOWN])
-        return f"{where}, in {files}" + (f" and {more} more" if more > 0 else "")
+        whose = "image" if self.is_image else "stream"
+        spans = _some([f"{offset} to {offset + length}" for offset, length in self.ranges])
+        lost = f", bytes {spans} of its {whose}" if spans else ""
+        files = f", in {_some(self.files)}" if self.files else ""
+        return f"backup {self.backup_uuid}: object {self.name}: {self.cause}{lost}{files}"
 
 
 class Damaged(Fault):
@@ -93,3 +88,9 @@ class Damaged(Fault):
         """Say what cannot be done for it."""
         super().__init__(f"cannot {verb} {damage}", kind=Kind.MISSING if damage.is_missing else Kind.DAMAGED)
         self.damage = damage
+
+
+def _some(words: Sequence[str]) -> str:
+    """Return the first few of many."""
+    more = len(words) - HITS_SHOWN
+    return ", ".join(words[:HITS_SHOWN]) + (f" and {more} more" if more > 0 else "")

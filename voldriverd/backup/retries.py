@@ -11,6 +11,8 @@ from voldriverd.backup.faults import Cancelled, Fault
 
 FIRST_PAUSE_S: Final = 0.2
 LONGEST_PAUSE_S: Final = 15.0
+_TICK_S: Final = 0.25
+"""How late a pause notices that its work is of no use any more."""
 
 _T = TypeVar("_T")
 
@@ -28,8 +30,8 @@ class Retries:
     cancelled: threading.Event = field(default_factory=threading.Event)
 
     def check(self) -> None:
-        """Raise Cancelled if the work is."""
-        if self.cancelled.is_set():
+        """Raise Cancelled if the work is, or is of no use any more."""
+        if self.cancelled.is_set() or _run.abandoned.is_set():
             raise Cancelled
 
     def call(self, function: Callable[[], _T]) -> _T:
@@ -49,6 +51,27 @@ class Retries:
             pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
 
     def pause(self, seconds: float) -> None:
-        """Wait. Raises Cancelled at once when the work is."""
-        if self.cancelled.wait(seconds):
-            raise Cancelled
+        """Wait. Raises Cancelled soon after the work is."""
+        end = time.monotonic() + seconds
+        while (left_s := end - time.monotonic()) > 0:
+            self.check()
+            self.cancelled.wait(min(left_s, _TICK_S))
+        self.check()
+
+
+class _Run(threading.local):
+    """What this thread works for at the moment."""
+
+    abandoned = threading.Event()
+
+
+_run = _Run()
+
+
+def run_for(abandoned: threading.Event, function: Callable[[], _T]) -> _T:
+    """Call a function whose pauses end when this event is set, too."""
+    _run.abandoned = abandoned
+    try:
+        return function()
+    finally:
+        del _run.abandoned

@@ -17,6 +17,7 @@ from typing import Final, Self
 from voldriverd.driver import Part
 from voldriverd.errors import Unusable
 from voldriverd.kernel import attributes, content, fs, tar, tree
+from voldriverd.kernel.reader import Reader
 
 _ZEROS: Final = bytes(tar.BLOCK_BYTES)
 _END_BLOCKS: Final = 2
@@ -45,7 +46,7 @@ class Unpacker:
 
     def __init__(self, parts: Iterator[Part], cursor: tree.Cursor) -> None:
         """Stand in an empty directory, before the first part."""
-        self._source = _Source(parts)
+        self._source = Reader(part.data or bytes(part.length) for part in parts)
         self._cursor = cursor
         self._root_fd = cursor.fd
         self._at = bytearray()
@@ -66,6 +67,10 @@ class Unpacker:
             self._leave()
             for path, flags in self._late_flags:
                 self._set_late_flags(path, flags)
+        except EOFError as err:
+            if err is self._source.failure:
+                raise
+            raise Unusable(f"cannot extract the archive: {err}") from err
         finally:
             os.close(self._root_fd)
         return self._notes.texts()
@@ -74,7 +79,7 @@ class Unpacker:
         """Yield what the archive has; the content of each must have been read when the next one is asked for."""
         headers = tar.Headers()
         zeros = 0
-        while (piece := self._source.read(headers.wanted)) is not None:
+        while piece := self._source.read(headers.wanted):
             if piece == _ZEROS and headers.is_between:
                 zeros += 1
                 continue
@@ -196,7 +201,7 @@ class Unpacker:
     def _read_map(self, member: tar.Member, end: int) -> tar.Segments:
         """Return where the content of a sparse file lies; nowhere if that was lost."""
         try:
-            segments = tar.parse_map(self._source.blocks(end), member)
+            segments = tar.parse_map(self._source.blocks(end, block_bytes=tar.BLOCK_BYTES), member)
         except tar.Malformed as err:
             self._notes.add(f"its content is lost, {err}", member.path)
             return []
@@ -324,70 +329,6 @@ class _Level:
     def of(cls, fd: int, member: tar.Member | None) -> Self:
         status = os.fstat(fd)
         return cls(member, (status.st_atime_ns, status.st_mtime_ns))
-
-
-class _Source:
-    """The bytes of an archive, taken from its parts as they come."""
-
-    def __init__(self, parts: Iterator[Part]) -> None:
-        self._parts = parts
-        self._rest = memoryview(b"")
-        self.position = 0
-        self.failure: BaseException | None = None
-        """What the parts have raised."""
-
-    def read(self, size_bytes: int) -> bytes | None:
-        """Return exactly so many bytes, None at the end. Raises Unusable if fewer are left."""
-        found = b"".join(self._pieces(size_bytes))
-        if len(found) == size_bytes:
-            return found
-        if found:
-            raise self._too_early()
-        return None
-
-    def pieces(self, size_bytes: int) -> Iterator[memoryview]:
-        """Yield so many bytes, as they come. Raises Unusable if fewer are left."""
-        end = self.position + size_bytes
-        yield from self._pieces(size_bytes)
-        if self.position < end:
-            raise self._too_early()
-
-    def blocks(self, end: int) -> Iterator[bytes]:
-        """Yield block after block up to a position. Raises Unusable if fewer are left."""
-        while self.position < end:
-            piece = self.read(tar.BLOCK_BYTES)
-            if piece is None:
-                raise self._too_early()
-            yield piece
-
-    def skip(self, size_bytes: int) -> None:
-        """Leave out so many bytes. Raises Unusable if fewer are left."""
-        for _ in self.pieces(size_bytes):
-            pass
-
-    def _pieces(self, size_bytes: int) -> Iterator[memoryview]:
-        while size_bytes and self._fill():
-            piece = self._rest[:size_bytes]
-            self._rest = self._rest[len(piece) :]
-            self.position += len(piece)
-            size_bytes -= len(piece)
-            yield piece
-
-    def _fill(self) -> bool:
-        """See to it that there is a rest; False at the end."""
-        while not self._rest:
-            try:
-                part = next(self._parts, None)
-            except BaseException as err:  # what a generator raises is not ours to change
-                self.failure = err
-                raise
-            if part is None:
-                return False
-            self._rest = memoryview(part.data or b"")
-        return True
-
-    def _too_early(self) -> Unusable:
-        return Unusable(f"cannot extract the archive: it ends too early, at byte {self.position}")
 
 
 class _Notes:

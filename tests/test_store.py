@@ -1,5 +1,6 @@
 import errno
 import hashlib
+import os
 import sqlite3
 import threading
 from collections.abc import Iterator
@@ -431,10 +432,18 @@ def test_a_newer_database_is_refused_naming_both_versions(tmp_path: Path) -> Non
         store.Store(tmp_path)
 
 
-def test_a_damaged_database_is_refused(tmp_path: Path) -> None:
-    (tmp_path / store.FILE_NAME).write_bytes(b"not a database" * 1000)
-    with pytest.raises(Unusable, match="cannot open database"):
+@pytest.mark.parametrize("page", [0, 1, 5])
+def test_a_damaged_database_is_refused_and_left_as_it_is(database: store.Store, tmp_path: Path, page: int) -> None:
+    for number in range(1, 200):
+        put(database, volume(number, f"volume-{number}"))
+    database.close()
+    path = tmp_path / store.FILE_NAME
+    content = bytearray(path.read_bytes())
+    content[page * 4096 : page * 4096 + 512] = os.urandom(512)
+    path.write_bytes(content)
+    with pytest.raises(Unusable, match=r"cannot open database .*: it is damaged .* voldriverd rebuild"):
         store.Store(tmp_path)
+    assert path.read_bytes() == content
 
 
 def test_the_database_is_for_root_alone(database: store.Store, tmp_path: Path) -> None:

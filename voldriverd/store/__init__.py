@@ -21,7 +21,7 @@ from typing import Any, Final, TypeVar
 from voldriverd import model
 from voldriverd.driver import Key
 from voldriverd.errors import Exists, Unusable
-from voldriverd.store import connection, rows, schema, search
+from voldriverd.store import check, connection, rows, schema, search
 from voldriverd.store.ballast import Ballast
 from voldriverd.store.write import Write, summary
 
@@ -316,6 +316,7 @@ class Store:
             with ExitStack() as opened:
                 try:
                     os.close(os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))  # and so the journal
+                    self._refuse_damage()
                     self._connection = opened.enter_context(closing(connection.connect(self._path)))
                     self._prepare()
                     self._reader = opened.enter_context(closing(connection.connect(self._path)))
@@ -326,6 +327,14 @@ class Store:
                 else:
                     opened.pop_all()
                     return
+
+    def _refuse_damage(self) -> None:
+        damage = check.fault(self._path)
+        if damage is not None:
+            raise Unusable(
+                f"cannot open database {self._path}: it is damaged ({damage}) and left as it is; "
+                "voldriverd rebuild makes a new one from what lies in the pools"
+            )
 
     def _prepare(self) -> None:
         found = self._connection.execute("PRAGMA user_version").fetchone()[0]

@@ -26,6 +26,17 @@ def connect(path: Path) -> sqlite3.Connection:
     return connection
 
 
+def connect_to_read(path: Path) -> sqlite3.Connection:
+    """Open a connection that cannot write, to a file that is there. Raises sqlite3.Error."""
+    uri = f"file:{urllib.parse.quote(str(path))}?vfs={_VFS}&mode=ro"
+    return sqlite3.connect(uri, uri=True, isolation_level=None)
+
+
+def is_damage(err: sqlite3.Error) -> bool:
+    """Tell whether an error says that the file is not what it was written as."""
+    return getattr(err, "sqlite_errorcode", 0) & 0xFF in {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
+
+
 def is_full(err: sqlite3.Error | OSError) -> bool:
     """Tell whether an error may come from a full disk; SQLite cannot always say."""
     if isinstance(err, OSError):

@@ -405,9 +405,11 @@ def volume_actions(volume: Volume, *, is_mounted: bool, has_host_holder: bool) -
     """Return the actions that a volume offers now; both the `actions` map and the check ask here."""
     if volume.state is VolumeState.REMOVED:
         return frozenset({"restore", "purge"})
+    if volume.state is VolumeState.RESTORING:
+        return frozenset({"cancel"})
     if volume.state is not VolumeState.INACTIVE:
         return frozenset()
-    offered = {"snapshot", "clone", "resize", "activate"}
+    offered = {"snapshot", "backup", "clone", "resize", "activate"}
     if has_host_holder:
         offered = offered - {"activate"} | {"deactivate"}
     if not is_mounted:

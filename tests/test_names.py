@@ -459,3 +459,13 @@ def test_mount_options_are_words_with_commas_between(text: str) -> None:
     is_right = text in {"vers=4.2,soft", "ro"}
     assert said(names.mount_options, text).startswith("cannot use ")
     assert is_right == (said(names.mount_options, text) == "cannot use ")
+
+
+@pytest.mark.parametrize(("text", "fraction"), [("10%", 0.1), ("0.1", 0.1), ("1", 1.0), ("1.0", 1.0), ("0.0001", 1e-4)])
+def test_a_share_is_a_percentage_or_the_fraction_itself(text: str, fraction: float) -> None:
+    assert names.share(text, field="sample") == pytest.approx(fraction)
+
+
+@pytest.mark.parametrize("text", ["", "10", "1.1", "101%", "-0.1", "1e-3", ".5", "0.00001", "half"])
+def test_what_is_no_share_is_refused(text: str) -> None:
+    assert refusal(lambda: names.share(text, field="sample")).field == "sample"

@@ -45,6 +45,7 @@ _DURATION: Final = re.compile(
 )
 _DURATION_RULE: Final = "a duration is numbers with w, d, h, m or s, the larger first, as in 7d, 90m or 1d12h, or 0"
 _PERCENT: Final = re.compile(r"([0-9]{1,3}(?:\.[0-9]{1,4})?) ?%")
+_FRACTION: Final = re.compile(r"1(?:\.0{1,4})?|0(?:\.[0-9]{1,4})?")
 _UNITS: Final = "kmgtp"
 _SECONDS: Final = (("w", 604_800), ("d", 86_400), ("h", 3_600), ("m", 60), ("s", 1))
 _YES: Final = {"yes", "true", "on", "1"}
@@ -175,6 +176,13 @@ def percent(text: str, *, field: str = "percent") -> float:
     if not 0.0 <= fraction <= 1.0:
         refuse(field, text, "a share is 0% to 100%, as in 5% or 2.5%")
     return fraction
+
+
+def share(text: str, *, field: str) -> float:
+    """Parse `5%` as `percent` does, or the fraction itself, as programs write it: `0.05`. Raises Invalid."""
+    if _FRACTION.fullmatch(text) is None:
+        return percent(text, field=field)
+    return float(text)
 
 
 def format_size(size_bytes: int) -> str:

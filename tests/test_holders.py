@@ -31,6 +31,13 @@ def bench(memory_root: Path) -> Iterator[Bench]:
 
 
 @pytest.fixture
+def service(bench: Bench) -> Iterator[Service]:
+    service = Service(bench.engine)
+    yield service
+    assert asyncio.run(service.stop(within_s=5))
+
+
+@pytest.fixture
 def asker() -> Iterator["subprocess.Popen[bytes]"]:
     """Give a process in our mount namespace, as dockerd is one."""
     with subprocess.Popen(["sleep", "60"]) as process:
@@ -71,8 +78,9 @@ def test_unmount_lets_the_holder_go_and_answers_although_a_verb_works_on_the_vol
     assert not is_mounted(bench), "it goes on when the verb has ended"
 
 
-def test_a_holder_is_kept_while_the_process_that_asked_lives(bench: Bench, asker: "subprocess.Popen[bytes]") -> None:
-    service = Service(bench.engine)
+def test_a_holder_is_kept_while_the_process_that_asked_lives(
+    bench: Bench, service: Service, asker: "subprocess.Popen[bytes]"
+) -> None:
     asyncio.run(service.mount(bench.volume("db").id, "copy-up", peer_pid=asker.pid))
     reconciled_later(bench, service)
     assert holders(bench) == ["copy-up"]
@@ -80,9 +88,8 @@ def test_a_holder_is_kept_while_the_process_that_asked_lives(bench: Bench, asker
 
 
 def test_a_holder_is_forgotten_when_the_process_that_asked_has_ended(
-    bench: Bench, asker: "subprocess.Popen[bytes]"
+    bench: Bench, service: Service, asker: "subprocess.Popen[bytes]"
 ) -> None:
-    service = Service(bench.engine)
     asyncio.run(service.mount(bench.volume("db").id, "copy-up", peer_pid=asker.pid))
     asker.send_signal(signal.SIGKILL)
     asker.wait()
@@ -92,17 +99,18 @@ def test_a_holder_is_forgotten_when_the_process_that_asked_has_ended(
 
 
 def test_another_process_under_the_pid_of_the_one_that_asked_keeps_no_holder(
-    bench: Bench, asker: "subprocess.Popen[bytes]", monkeypatch: pytest.MonkeyPatch
+    bench: Bench, service: Service, asker: "subprocess.Popen[bytes]", monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    service = Service(bench.engine)
     asyncio.run(service.mount(bench.volume("db").id, "copy-up", peer_pid=asker.pid))
     monkeypatch.setattr("voldriverd.kernel.process.started", lambda _: os.getpid())
     reconciled_later(bench, service)
     assert holders(bench) == []
 
 
-def test_a_holder_that_let_go_is_kept_by_nobody(bench: Bench, asker: "subprocess.Popen[bytes]") -> None:
-    service, volume = Service(bench.engine), bench.volume("db")
+def test_a_holder_that_let_go_is_kept_by_nobody(
+    bench: Bench, service: Service, asker: "subprocess.Popen[bytes]"
+) -> None:
+    volume = bench.volume("db")
 
     async def copied() -> None:
         await service.mount(volume.id, "copy-up", peer_pid=asker.pid)
@@ -115,9 +123,9 @@ def test_a_holder_that_let_go_is_kept_by_nobody(bench: Bench, asker: "subprocess
 
 
 def test_a_holder_that_an_earlier_dockerd_left_is_not_kept_by_the_next_one(
-    bench: Bench, asker: "subprocess.Popen[bytes]"
+    bench: Bench, service: Service, asker: "subprocess.Popen[bytes]"
 ) -> None:
-    service, volume = Service(bench.engine), bench.volume("db")
+    volume = bench.volume("db")
 
     async def mounted_again_under_the_old_id() -> None:
         await service.mount(volume.id, "container", peer_pid=asker.pid)

@@ -2,6 +2,7 @@
 
     <pool>/trees/<key>          one subvolume for each tree
     <pool>/trees/.part-<key>    one that is being made or removed in more than one step; `open` sweeps it
+    <pool>/staging              what restores work in (btrfs_streams); `open` sweeps it
 
 A key can hold no `-`, so no part is ever taken for a tree. Most calls are one ioctl: a subvolume
 without options is made under its key at once, a snapshot takes its read-only flag and its limit in
@@ -15,7 +16,7 @@ lies under a part's name in a closed directory.
 *Sizes* are limits of quota groups. With simple quotas a group counts what its tree wrote itself,
 for as long as any clone of it holds that. A clone's group therefore begins at nothing and may write
 the whole size again; how much the clone was born with is stored beside its limit, and `usage`
-adds the two.
+adds the two. What was received counts as born with, in each link of its chain.
 
 *Durability.* A snapshot commits itself; fsync(2) of `trees` commits what was made or removed in it.
 `detach` flushes nothing: the file system under a tree stays mounted, and syncfs(2) would wait for
@@ -25,12 +26,12 @@ what all other trees have dirty. What programs did not fsync is written within 3
 import errno
 import os
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Final
 
-from drivers import binding, difference
-from voldriverd.driver import RECLAIM_S, Capability, Change, Key, TreeOptions, Usage, User
+from drivers import binding, btrfs_streams, difference
+from voldriverd.driver import RECLAIM_S, Capability, Change, Key, Stream, StreamFormat, TreeOptions, Usage, User
 from voldriverd.errors import Exists, InUse, Invalid, NotFound, Unsupported, Unusable
 from voldriverd.kernel import btrfs, fs, mount, nested, qgroup, send
 from voldriverd.kernel.qgroup import Mode
@@ -40,9 +41,11 @@ SIZE_MIN_BYTES: Final = 1 << 20
 
 COMPRESSIONS: Final = ("zstd", "zlib", "lzo")
 
+_COMPRESSION: Final = "btrfs.compression"
 _PART: Final = ".part-"
 _MODE: Final = 0o755
 _UMASK: Final = 0o777 & ~_MODE
+_NOCOW_NOTE: Final = "only new files will be without copy on write: btrfs streams do not tell which files were"
 
 
 class Btrfs:
@@ -51,20 +54,25 @@ class Btrfs:
     def __init__(self, root: Path, mounts: Path, *, quota: str = "off") -> None:
         self._root = root
         self._trees = root / "trees"
+        self._staging = root / "staging"
         self._mounts = mounts.resolve()  # as the mount table has it
         self._quota = Mode(quota)
         self._file_system_id = ""
         self._makes_right_mode = False
         has_size = self._quota is not Mode.OFF
-        self.capabilities = Capability.COW | Capability.INSTANT | (Capability.SIZE if has_size else Capability.NONE)
+        self.capabilities = Capability.COW | Capability.INSTANT | Capability.DELTA
+        self.capabilities |= Capability.SIZE if has_size else Capability.NONE
         self.options = frozenset({"uid", "gid", "mode", "nocow", "compression"} | ({"size"} if has_size else set()))
+        self.formats = btrfs_streams.FORMATS
 
     def open(self) -> None:
         """Check the file system, turn its quotas on if they are configured, sweep; nobody may work in the pool yet."""
         if fs.magic(self._root) != fs.BTRFS_MAGIC:
             found = mount.containing(self._root).fs_type
             raise Unusable(f"cannot open pool {self._root}: it is on {found}, and the btrfs driver needs btrfs")
-        fs.make_directory(self._trees, mode=0o700)
+        for directory in (self._trees, self._staging):
+            fs.make_directory(directory, mode=0o700)
+        btrfs_streams.sweep(self._staging)
         self._makes_right_mode = fs.umask() == _UMASK
         with btrfs.opened(self._trees) as trees:
             self._file_system_id = btrfs.file_system_id(trees)
@@ -211,6 +219,52 @@ class Btrfs:
             return btrfs.reclaim(trees, timeout_s=RECLAIM_S)
 
     @contextmanager
+    def send(
+        self,
+        key: Key,
+        base: Key | None = None,
+        *,
+        wanted: StreamFormat | None = None,
+        is_thorough: bool = False,  # noqa: ARG002 - the kernel goes by checksummed metadata, there is nothing to doubt
+    ) -> Iterator[Stream]:
+        """Have the kernel write the tree; neither it nor its base can be removed meanwhile (InUse)."""
+        if wanted not in {None, *self.formats}:
+            raise Unsupported(f"cannot send tree {key} as {wanted}: btrfs writes {' and '.join(self.formats)}")
+        with ExitStack() as stack:
+            fd = stack.enter_context(self._tree("send", key))
+            base_fd = None if base is None else stack.enter_context(self._tree("send", base))
+            used_bytes = self.usage(key).used_bytes
+            yield stack.enter_context(
+                btrfs_streams.sent(self._trees / key, fd, base_fd, wanted=wanted, used_bytes=used_bytes)
+            )
+
+    def receive(self, key: Key, chain: Iterator[Stream], options: TreeOptions) -> tuple[str, ...]:
+        """Make the links of the chain aside; the tree is a snapshot of the last one."""
+        with btrfs.opened(self._trees) as trees:
+            self._check_absent("receive", key)
+            with btrfs_streams.staged(self._staging, key) as place:
+                built = btrfs_streams.build(
+                    place, chain, self._file_system_id, dress=lambda fd: _dress_data(fd, options)
+                )
+                with btrfs.opened(place / built.name) as fd:
+                    return built.notes + self._adopt(trees, fd, key, built, options)
+
+    def _adopt(
+        self, trees: int, fd: int, key: Key, built: btrfs_streams.Built, options: TreeOptions
+    ) -> tuple[str, ...]:
+        """Make the tree from the last link of a chain; it is committed when this returns."""
+        limit = self._limit_of_received(built, options)
+        if not built.is_from_btrfs or not (options.nocow or options.compression):
+            btrfs.snapshot(fd, trees, key, read_only=False, limit=limit)
+            return ()
+        with _part(trees, key) as part:
+            btrfs.snapshot(fd, trees, part, read_only=False, limit=limit)
+            with btrfs.opened(part, directory_fd=trees) as root:
+                _dress_data(root, options)
+        fs.sync_directory(self._trees)
+        return (_NOCOW_NOTE,) if options.nocow else ()
+
+    @contextmanager
     def _tree(self, verb: str, key: Key) -> Iterator[int]:
         """Open a tree's root directory. Raises NotFound."""
         path = self._trees / key
@@ -271,6 +325,15 @@ class Btrfs:
         inherited = qgroup.inherited(trees, subvolume_id) + group.referenced_bytes
         return qgroup.limit(size_bytes=group.limit_bytes, inherited_bytes=inherited)
 
+    def _limit_of_received(self, built: btrfs_streams.Built, options: TreeOptions) -> btrfs.Limit | None:
+        """Return the wanted size, or what the tree has already if that is more."""
+        if self._quota is Mode.OFF or (self._quota is Mode.FULL and options.size_bytes is None):
+            return None
+        is_simple = self._quota is Mode.SIMPLE
+        used_bytes = sum(built.charges_bytes) if is_simple else built.charges_bytes[-1]
+        size_bytes = None if options.size_bytes is None else max(options.size_bytes, used_bytes)
+        return qgroup.limit(size_bytes=size_bytes, inherited_bytes=used_bytes if is_simple else 0)
+
     def _correct_inherited(self, trees: int, source: int, target: Key, before: btrfs.Limit | None) -> None:
         """Store what the snapshot wrote out of the source's dirty data, which its group had not counted yet."""
         try:
@@ -297,12 +360,19 @@ def _is_subvolume(path: Path) -> bool:
 
 def _dress(fd: int, options: TreeOptions) -> None:
     """Give a new subvolume's root directory what its options ask for."""
-    if options.compression is not None:
-        os.setxattr(fd, "btrfs.compression", options.compression.encode())
-    if options.nocow:
-        fs.set_flags(fd, fs.get_flags(fd) | fs.FS_NOCOW_FL)
+    _dress_data(fd, options)
     os.fchown(fd, 0 if options.uid is None else options.uid, 0 if options.gid is None else options.gid)
     os.fchmod(fd, _MODE if options.mode is None else options.mode)
+
+
+def _dress_data(fd: int, options: TreeOptions) -> None:
+    """Give a root directory what its options say of the data in files that will be made."""
+    if options.compression is not None:
+        os.setxattr(fd, _COMPRESSION, options.compression.encode())
+    if options.nocow:
+        if _COMPRESSION in os.listxattr(fd):  # both at once are refused
+            os.removexattr(fd, _COMPRESSION)
+        fs.set_flags(fd, fs.get_flags(fd) | fs.FS_NOCOW_FL)
 
 
 @contextmanager

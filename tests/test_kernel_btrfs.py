@@ -300,7 +300,7 @@ def test_a_failure_of_the_kernel_is_raised(place: Path) -> None:
 @pytest.mark.root
 def test_a_reader_that_leaves_early_ends_the_sending(place: Path) -> None:
     one = make(place, "one")
-    for number in range(2_000):
+    for number in range(10_000):
         (one / f"file{number}").touch()
     tree = snapshot(one, "tree", read_only=True)
     with btrfs.opened(tree) as fd:

@@ -36,9 +36,9 @@ _SIZE: Final = Capability.SIZE
 _DELTA: Final = Capability.DELTA
 
 KINDS: Final = (
-    Kind("btrfs", "btrfs", Btrfs, _COW, knows_changes=True),
-    Kind("btrfs-quota", "btrfs", partial(Btrfs, quota="simple"), _COW | _SIZE, knows_changes=True),
-    Kind("btrfs-full", "btrfs", partial(Btrfs, quota="full"), _COW | _SIZE, knows_changes=True),
+    Kind("btrfs", "btrfs", Btrfs, _COW | _DELTA, knows_changes=True),
+    Kind("btrfs-quota", "btrfs", partial(Btrfs, quota="simple"), _COW | _DELTA | _SIZE, knows_changes=True),
+    Kind("btrfs-full", "btrfs", partial(Btrfs, quota="full"), _COW | _DELTA | _SIZE, knows_changes=True),
     Kind("loop-btrfs", "btrfs", Loop, _COW | _SIZE),
     Kind("loop-xfs", "xfs", Loop, _COW | _SIZE),
     Kind("loop-ext4", "ext4", Loop, _SIZE),

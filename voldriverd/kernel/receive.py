@@ -18,6 +18,7 @@ import ctypes
 import errno
 import re
 import struct
+import time
 import uuid
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -34,6 +35,9 @@ PACKAGE: Final = "btrfs-progs"
 _VERSIONS: Final = (1, 2)
 _TOOL_OF_VERSION_2: Final = (6, 2)
 """5.19 was the first, but lost or spoiled compressed data until 6.0.2 and 6.2 (its CHANGES)."""
+_RELEASE_S: Final = 30.0
+"""A tool whose feeder was killed ends when it has made what its pipe holds, a MiB, and perhaps waits for a commit."""
+_LOOK_S: Final = 0.01
 _FIRST: Final = frozenset({Command.SUBVOL, Command.SNAPSHOT})
 _LOOKED_AT: Final = frozenset({*_FIRST, Command.CLONE, Command.END})
 _LOOKED_AT_MAX: Final = 1 << 16
@@ -90,7 +94,21 @@ def confined(place: Path) -> Iterator[None]:
         mount.mount("none", place, flags=mount.MS_BIND | mount.MS_REMOUNT | flags)
         yield
     finally:
-        mount.unmount(place)
+        release(place)
+
+
+def release(place: Path) -> None:
+    """Take one mount of `confined` away, as soon as what worked in it has ended. Raises OSError (EBUSY: it has not)."""
+    deadline_s = time.monotonic() + _RELEASE_S
+    while True:
+        try:
+            mount.unmount(place)
+        except OSError as err:
+            if err.errno != errno.EBUSY or time.monotonic() > deadline_s:
+                raise
+            time.sleep(_LOOK_S)
+        else:
+            return
 
 
 def receive(place: Path, name: str, pieces: Iterable[bytes], parent: Received | None) -> Received:

@@ -9,6 +9,7 @@ those of inodes that have no place yet or no more. Version 2 (Linux 6.0) can car
 """
 
 import ctypes
+import errno
 import os
 import struct
 import threading
@@ -39,6 +40,9 @@ PATH_TO: Final = 16
 PATH_LINK: Final = 17
 CLONE_UUID: Final = 20
 """BTRFS_SEND_A_UUID and its like"""
+
+PATH_MAX: Final = 4_080
+"""Who receives a stream puts the name of the subvolume before each path, and may use 4,095 bytes."""
 
 _VERSION: Final = Path("/sys/fs/btrfs/features/send_stream_version")
 
@@ -168,18 +172,25 @@ def steps(fd: int, *, parent_id: int) -> Generator[Step, None, None]:
             yield Step(command, attributes.get(PATH, b""), other)
 
 
-def data_bytes(fd: int, *, parent_id: int) -> int:
-    """Return how long a stream would be, a little more if data is compressed or shared; reads no data.
+def survey(fd: int, *, parent_id: int) -> int:
+    """Return how long a stream would be, more than that if data is compressed or shared; reads no data.
 
-    Raises OSError as above.
+    Raises OSError as above, and ENAMETOOLONG already for paths that nobody could receive.
     """
     total = 0
     with sending(fd, parent_id=parent_id, flags=BTRFS_SEND_FLAG_NO_FILE_DATA) as reader:
         for command, content in _commands(reader):
             total += HEADER.size + len(content)
+            if len(content) > PATH_MAX and _has_long_path(command, _attributes(content)):
+                raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
             if command is Command.UPDATE_EXTENT:
                 total += int.from_bytes(_attributes(content)[SIZE], "little")
     return total
+
+
+def _has_long_path(command: Command, attributes: dict[int, bytes]) -> bool:
+    kinds = {PATH, PATH_TO, PATH_LINK} - ({PATH_LINK} if command is Command.SYMLINK else set())  # that one is content
+    return any(len(attributes.get(kind, b"")) > PATH_MAX for kind in kinds)
 
 
 def _commands(reader: Reader) -> Iterator[tuple[Command, bytes]]:

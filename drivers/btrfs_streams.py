@@ -22,7 +22,7 @@ from voldriverd.driver import PART_MAX, Key, Part, Stream, StreamFormat
 from voldriverd.errors import Unsupported, Unusable
 from voldriverd.kernel import btrfs, mount, nested, qgroup, receive, run, send
 
-FORMATS: Final = (StreamFormat.BTRFS, StreamFormat.TAR)
+FORMATS: Final[tuple[StreamFormat, ...]] = (StreamFormat.BTRFS, StreamFormat.TAR)
 
 _NEWEST_VERSION: Final = 2
 _NESTED_NOTE: Final = "subvolumes are nested in it, which a btrfs stream cannot hold; in tar they are directories"

@@ -90,7 +90,6 @@ def test_an_existing_name_with_an_option_that_differs_is_refused_naming_it(
         ({"from": "db", "size": "1k"}, Invalid, "below its source's"),
         ({"from": "db", "mode": "0700"}, Invalid, "option mode does not go with from"),
         ({"from": "db", "pool": "other"}, Invalid, "a clone stays in its source's pool"),
-        ({"from": "backup:1b1"}, Unsupported, "no backups"),
     ],
 )
 def test_what_cannot_be_made_is_refused_and_leaves_nothing(

@@ -14,7 +14,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Final, TypeVar
 
-from voldriverd import model, names, runner, usages
+from voldriverd import jobs, model, names, restores, runner, usages
 from voldriverd.driver import Capability, Change, Key
 from voldriverd.engine import (
     apikeys,
@@ -63,10 +63,13 @@ class Service:
         self._pins: Counter[Key] = Counter()
         self._askers = askers.Askers()
         self._relieving = asyncio.Lock()
+        self.jobs = jobs.Jobs()
+        self.restores = restores.Restores(engine, self.runner, self._locks, self.jobs, relieve=self.relieve)
         self._reconciling: asyncio.Task[None] | None = None
 
     async def stop(self, *, within_s: float) -> bool:
-        """Wait for verbs that run; tells whether all have ended. What has not is ended by recovery."""
+        """End long jobs, wait for verbs that run; tells whether all have ended. What has not is ended by recovery."""
+        self.jobs.stop()
         return await self.runner.stop(within_s=within_s)
 
     def row(self, volume_id: model.VolumeId) -> model.Volume:
@@ -83,7 +86,9 @@ class Service:
         )
 
     async def remove(self, volume_id: model.VolumeId, *, wait_s: float = WAIT_S) -> model.Volume:
-        """Put a volume in the trash, or destroy it if it is anonymous."""
+        """Put a volume in the trash, or destroy it if it is anonymous; one that is being restored as new never was."""
+        if self.restores.is_new(self.row(volume_id)):
+            return await self.restores.cancel(volume_id)
         return await self._verb("remove", volume_id, lambda volume: self._unpinned(volume, trash.remove), wait_s=wait_s)
 
     async def restore(self, volume_id: model.VolumeId, *, name: str | None) -> model.Volume:
@@ -131,7 +136,8 @@ class Service:
                 )
             return path
 
-        path = await self._verb("mount", volume_id, work, wait_s=MOUNT_WAIT_S)
+        left_s = await self.restores.settled(self.row(volume_id), "mount", within_s=MOUNT_WAIT_S)
+        path = await self._verb("mount", volume_id, work, wait_s=left_s)
         if peer_pid is not None:
             self._askers.note(volume_id, holder, peer_pid)
         return path
@@ -330,6 +336,8 @@ class Service:
         what = f"cannot create volume {request.name}"
         source = request.options.source
         volume_id = model.VolumeId(self.store.reserve_id("volumes"))
+        if isinstance(source, names.BackupSource):
+            return await self.restores.create(request, volume_id, begun, wait_s=wait_s)
         async with (
             self._locks.hold(("name", request.name), "create", what=what, wait_s=wait_s),
             self._locks.hold(volume_id, "create", what=what, wait_s=wait_s),

@@ -35,17 +35,29 @@ def plan(engine: Engine, request: Request, volume_id: model.VolumeId) -> Plan:
     """Check a request and choose its pool; nothing is changed. Raises every kind of error but Exists."""
     what = f"cannot create volume {request.name}"
     options = request.options
-    if isinstance(options.source, names.BackupSource):
-        raise Unsupported(f"{what}: this release has no backups to restore from")
+    assert not isinstance(options.source, names.BackupSource), "a restore has a plan of its own"
     if options.source is None:
         pool = engine.pools.choose(driver=options.driver, name=options.pool)
         driver = engine.pools.driver(pool.row.id)
-        _ensure_honoured(engine, pool, driver, options)
-        made, source = driver.complete(_tree_options(options)), None
+        ensure_honoured(engine, pool, driver, options)
+        made, source = driver.complete(asked_of_tree(options)), None
     else:
         origin = find_origin(engine, options.source, what)
         pool, made, source = engine.pools.get(origin.pool_id), _inherited(engine, origin, options, what), origin.key
     space.ensure_reserve(engine, pool, what)
+    return rows(engine, request, volume_id, pool, made, source=source)
+
+
+def rows(
+    engine: Engine,
+    request: Request,
+    volume_id: model.VolumeId,
+    pool: pools.Pool,
+    made: TreeOptions,
+    *,
+    source: Key | None,
+) -> Plan:
+    """Return the rows of a new volume; `made` are the completed options of its tree."""
     key = model.volume_key(volume_id, 1)
     volume = model.Volume(
         id=volume_id,
@@ -59,8 +71,8 @@ def plan(engine: Engine, request: Request, volume_id: model.VolumeId) -> Plan:
         state=model.VolumeState.REGISTERING,
         size_bytes=made.size_bytes,
         options=dict(request.given),
-        labels=dict(options.labels),
-        is_protected=bool(options.protected),
+        labels=dict(request.options.labels),
+        is_protected=bool(request.options.protected),
         created_at=engine.now(),
     )
     return Plan(volume, model.Tree(key, pool.row.id, made, source, is_settled=source is not None))
@@ -151,7 +163,7 @@ def _inherited(engine: Engine, origin: Origin, options: names.VolumeOptions, wha
     if options.size_bytes is None:
         return have
     driver = engine.pools.driver(origin.pool_id)
-    _ensure_honoured(
+    ensure_honoured(
         engine, engine.pools.get(origin.pool_id), driver, names.VolumeOptions(size_bytes=options.size_bytes)
     )
     if origin.size_bytes is not None and options.size_bytes < origin.size_bytes:
@@ -160,8 +172,9 @@ def _inherited(engine: Engine, origin: Origin, options: names.VolumeOptions, wha
     return replace(have, size_bytes=options.size_bytes)
 
 
-def _ensure_honoured(engine: Engine, pool: pools.Pool, driver: Driver, options: names.VolumeOptions) -> None:
-    asked = _tree_options(options)
+def ensure_honoured(engine: Engine, pool: pools.Pool, driver: Driver, options: names.VolumeOptions) -> None:
+    """Refuse options that a pool's driver cannot honour. Raises Unsupported, naming the drivers that can."""
+    asked = asked_of_tree(options)
     for each in fields(asked):
         option = each.name.removesuffix("_bytes")
         if getattr(asked, each.name) in {None, False} or option in driver.options:
@@ -172,7 +185,8 @@ def _ensure_honoured(engine: Engine, pool: pools.Pool, driver: Driver, options: 
         raise Unsupported(f"driver {pool.row.driver} in pool {pool.row.name} cannot honour option {option}; {hint}")
 
 
-def _tree_options(options: names.VolumeOptions) -> TreeOptions:
+def asked_of_tree(options: names.VolumeOptions) -> TreeOptions:
+    """Return what was asked of the tree alone."""
     return TreeOptions(
         size_bytes=options.size_bytes,
         thick=bool(options.thick),

@@ -11,7 +11,18 @@ from dataclasses import replace
 
 from voldriverd import model
 from voldriverd.driver import Driver, Key
-from voldriverd.engine import creation, failures, inspection, links, mounts, pools, trees, volumes
+from voldriverd.engine import (
+    creation,
+    failures,
+    inspection,
+    links,
+    mounts,
+    pools,
+    restores,
+    scratch,
+    trees,
+    volumes,
+)
 from voldriverd.engine.context import Engine
 from voldriverd.errors import Error, NotFound
 from voldriverd.model import SnapshotState, VolumeState
@@ -21,6 +32,7 @@ _log = logging.getLogger(__name__)
 
 def recover(engine: Engine) -> None:
     """Open all pools, end what a crash left, and reconcile holders with the kernel. Raises Unusable (database)."""
+    scratch.sweep(engine)
     open_pools(engine)
     forget_other_boots(engine)
     inspection.sweep(engine)
@@ -66,11 +78,15 @@ def _end_verb(engine: Engine, driver: Driver, volume: model.Volume, on_disk: set
     if volume.state is VolumeState.REGISTERING:
         _end_create(engine, driver, volume, on_disk)
         return
+    if volume.state is VolumeState.RESTORING and restores.is_new(volume):
+        return  # the service takes that up
     resting = volume
     if volume.state in {VolumeState.REVERTING, VolumeState.UPDATING}:
         resting = replace(volume, state=VolumeState.INACTIVE)
+    elif volume.state is VolumeState.RESTORING:
+        resting = replace(volume, state=VolumeState.INACTIVE, message=restores.interrupted(volume))
     if volume.key in on_disk or _is_made_again(engine, driver, volume):
-        resting = replace(resting, message=None)
+        resting = replace(resting, message=None if resting.message == mounts.MISSING else resting.message)
         if volume.state is VolumeState.UPDATING:
             resting = _resized(driver, resting)
     else:

@@ -38,11 +38,9 @@ def begin_create(engine: Engine, request: creation.Request, volume_id: model.Vol
     Returns an existing volume of that name if the options agree. Raises Invalid, Exists, NotFound,
     InUse (the source of a clone), Unsupported, Unusable; then nothing has changed.
     """
-    existing = engine.store.volume_named(request.name)
-    if existing is not None and request.must_be_new:
-        raise Exists(f"cannot create volume {request.name}: a volume of this name exists")
-    if existing is not None:
-        return creation.agreed(engine, existing, request.options)
+    present = existing(engine, request)
+    if present is not None:
+        return present
     plan = creation.plan(engine, request, volume_id)
 
     def begin(write: Write) -> None:
@@ -51,6 +49,14 @@ def begin_create(engine: Engine, request: creation.Request, volume_id: model.Vol
 
     engine.store.commit(begin)
     return plan
+
+
+def existing(engine: Engine, request: creation.Request) -> model.Volume | None:
+    """Return the volume that has the name already, if its options agree with what is asked. Raises Exists."""
+    present = engine.store.volume_named(request.name)
+    if present is not None and request.must_be_new:
+        raise Exists(f"cannot create volume {request.name}: a volume of this name exists")
+    return None if present is None else creation.agreed(engine, present, request.options)
 
 
 def finish_create(engine: Engine, plan: creation.Plan, driver: Driver) -> model.Volume:
@@ -90,7 +96,7 @@ def resize(
     if "size" not in driver.options:
         driver.complete(TreeOptions(size_bytes=size_bytes))  # says what is to be done about it
         raise Unsupported(f"{what}: driver {volume.driver} has no sizes")
-    settled = replace(volume, size_bytes=size_bytes)
+    settled = replace(volume, size_bytes=size_bytes, message=None)
     updating = replace(settled, state=VolumeState.UPDATING)
     engine.store.commit(lambda write: write.put_volume(updating))
     if begun is not None:

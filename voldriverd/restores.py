@@ -1,0 +1,311 @@
+"""The async face of restores: what runs while a volume is RESTORING, and what waits for that.
+
+A restore holds its volume's lock only to begin and to end; meanwhile the volume's state keeps other verbs off it. It is
+listed among the jobs, under the volume's id, until it has ended.
+"""
+
+import asyncio
+import functools
+import logging
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from dataclasses import replace
+from typing import Final, TypeVar
+
+from voldriverd import model, names
+from voldriverd.engine import creation, restores, snapshots, space, supplies, use, volumes
+from voldriverd.engine.context import Engine
+from voldriverd.errors import Error, InUse, NotFound
+from voldriverd.jobs import Job, Jobs
+from voldriverd.locks import Locks
+from voldriverd.model import VolumeState
+from voldriverd.runner import Runner
+
+_log = logging.getLogger(__name__)
+_T = TypeVar("_T")
+
+WAIT_S: Final = 5.0
+"""How long a restore waits for a verb that works on its volume before it begins."""
+END_WAIT_S: Final = 3_600.0
+"""The same for its end: what it has done is not thrown away for a verb that takes long."""
+RETRY_S: Final = 60.0
+"""How long after a failure a new volume that was promised before a crash is restored again; each time twice as long."""
+RETRY_MAX_S: Final = 3_600.0
+
+_LOOK_S: Final = 0.2
+"""How soon a pause ends that nobody wants any more."""
+_VERB: Final = "restore"
+
+
+class Restores:
+    """Runs restores; lives on one event loop."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        runner: Runner,
+        locks: Locks,
+        jobs: Jobs,
+        *,
+        relieve: Callable[[model.PoolId], Awaitable[None]],
+    ) -> None:
+        """Run nothing yet; `relieve` destroys trash in a pool that is short of space."""
+        self._engine = engine
+        self._runner = runner
+        self._locks = locks
+        self._jobs = jobs
+        self._relieve = relieve
+        self._ended: dict[model.VolumeId, asyncio.Event] = {}
+
+    async def restore(
+        self,
+        volume_id: model.VolumeId,
+        backup_id: model.BackupId,
+        *,
+        answer_s: float | None = None,
+        allow_holes: bool = False,
+    ) -> snapshots.Reverted:
+        """Give an unused volume what a backup holds, and keep its present content as a snapshot.
+
+        After `answer_s` seconds what it will come to is returned in its transitioning state, and it goes on.
+        `allow_holes`: what is damaged of an image or an archive is left as zeros, and named in the volume's message.
+        """
+        return await self._runner.answered(
+            lambda begun: self._restore(volume_id, backup_id, begun, allow_holes=allow_holes),
+            lambda reverted: _shown(reverted[0].id),
+            answer_s=answer_s,
+        )
+
+    async def create(
+        self,
+        request: creation.Request,
+        volume_id: model.VolumeId,
+        begun: Callable[[model.Volume], None],
+        *,
+        wait_s: float,
+    ) -> model.Volume:
+        """Make a volume from a backup; `begun` is called once it exists for everybody. What fails leaves no volume."""
+        what = f"cannot create volume {request.name}"
+        source = request.options.source
+        assert isinstance(source, names.BackupSource), "a volume that is restored has a backup"
+        async with AsyncExitStack() as stack:
+            async with self._locks.hold(("name", request.name), "create", what=what, wait_s=wait_s):
+                existing = volumes.existing(self._engine, request)
+                if existing is not None:
+                    return existing
+                backup = restores.backup_of(self._engine, source, what)
+                job = stack.enter_context(self._going(volume_id, _uses(backup)))
+                supply = await stack.enter_async_context(self._supplied(backup, job, what))
+                begin = functools.partial(restores.begin_create, self._engine, request, volume_id, supply)
+                plan = await self._locked(volume_id, what, begin)
+            begun(plan.volume)
+            try:
+                return await self._bring_new(plan.volume, supply, job)
+            except Exception:  # whatever it was: a volume that nobody waits for any more must not stay
+                if not _stops(job):
+                    await self._give_up_new(plan.volume)
+                raise
+
+    async def cancel(self, volume_id: model.VolumeId) -> model.Volume:
+        """End a restore: an existing volume rests as it was before, a new one is gone. Raises NotFound: none runs."""
+        volume = self._row(volume_id)
+        job, ended = self._jobs.get(_shown(volume_id)), self._ended.get(volume_id)
+        if job is None or ended is None:
+            raise NotFound(f"cannot cancel the restore of volume {volume.name}: none is running")
+        job.cancel()
+        await ended.wait()
+        gone = replace(volume, state=VolumeState.PURGED, key=None, removed_at=self._engine.now())
+        return self._engine.store.volume(volume_id) or gone
+
+    def is_new(self, volume: model.Volume) -> bool:
+        """Tell whether a volume is being restored that never had anything else in it; to remove it is to cancel."""
+        return volume.state is VolumeState.RESTORING and restores.is_new(volume)
+
+    async def settled(self, volume: model.Volume, verb: str, *, within_s: float) -> float:
+        """Wait for the end of a volume's restore, if one runs, and return the seconds that are left.
+
+        Raises InUse, saying how far it is.
+        """
+        job, ended = self._jobs.get(_shown(volume.id)), self._ended.get(volume.id)
+        if volume.state is not VolumeState.RESTORING or job is None or ended is None:
+            return within_s
+        end_s = time.monotonic() + within_s
+        try:
+            async with asyncio.timeout(within_s):
+                await ended.wait()
+        except TimeoutError as err:
+            raise InUse(f"cannot {verb} volume {volume.name}: it is being restored: {job.message()}") from err
+        return max(0.0, end_s - time.monotonic())
+
+    async def resume(self) -> None:
+        """Take up what a crash has cut off of new volumes, for the start; it goes on until done or cancelled."""
+        for volume in restores.resumable(self._engine):
+            self._runner.spawn(self._resume(volume))
+
+    async def _restore(
+        self,
+        volume_id: model.VolumeId,
+        backup_id: model.BackupId,
+        begun: Callable[[snapshots.Reverted], None],
+        *,
+        allow_holes: bool,
+    ) -> snapshots.Reverted:
+        volume = self._row(volume_id)
+        what = _what(volume)
+        use.ensure_resting(volume, what)  # the network is not asked for what will be refused
+        backup = self._engine.store.backup(backup_id)
+        if backup is None:
+            raise NotFound(f"{what}: there is no backup 1b{backup_id}")
+        with self._going(volume_id, _uses(backup)) as job:
+            self._runner.forget_fault(_shown(volume_id))
+            async with self._supplied(backup, job, what) as supply:
+
+                def begin() -> snapshots.Displacing:
+                    return restores.begin(self._engine, self._row(volume_id), supply, allow_holes=allow_holes)
+
+                going = await self._relieved(volume_id, what, begin)
+                begun((going.volume, going.kept))
+                try:
+                    return await self._bring(going, supply, job, allow_holes=allow_holes)
+                except Exception as err:  # whatever it was: the volume is wanted again
+                    give_up = functools.partial(restores.give_up, self._engine, going, _reason(err, volume))
+                    await self._locked(volume_id, what, give_up, wait_s=END_WAIT_S)
+                    raise
+
+    async def _bring(
+        self, going: snapshots.Displacing, supply: supplies.Supply, job: Job, *, allow_holes: bool
+    ) -> snapshots.Reverted:
+        bring = functools.partial(restores.bring, self._engine, going, supply, job, allow_holes=allow_holes)
+        with _logged(going.volume, supply, job):
+            arrived = await self._runner.run(_VERB, bring, is_long=True)
+            finish = functools.partial(restores.finish, self._engine, going, supply, arrived)
+            return await self._locked(going.volume.id, _what(going.volume), finish, wait_s=END_WAIT_S)
+
+    async def _bring_new(self, volume: model.Volume, supply: supplies.Supply, job: Job) -> model.Volume:
+        bring = functools.partial(restores.bring_new, self._engine, volume, supply, job)
+        with _logged(volume, supply, job):
+            arrived = await self._runner.run(_VERB, bring, is_long=True)
+            finish = functools.partial(restores.finish_new, self._engine, volume.id, supply, arrived)
+            return await self._locked(volume.id, _what(volume), finish, wait_s=END_WAIT_S)
+
+    async def _give_up_new(self, volume: model.Volume) -> None:
+        give_up = functools.partial(restores.give_up_new, self._engine, volume.id)
+        await self._locked(volume.id, _what(volume), give_up, wait_s=END_WAIT_S)
+
+    async def _resume(self, volume: model.Volume) -> None:
+        """Restore a new volume that was promised, until that is done or nobody wants it any more."""
+        source = restores.source_of(volume)
+        pause_s = RETRY_S
+        with self._going(volume.id, frozenset({source.id})) as job:
+            while not job.cancelled.is_set():
+                try:
+                    await self._take_up(volume, source, job)
+                except Exception as err:  # noqa: BLE001 - whatever it was: the volume was promised
+                    reason = _reason(err, volume)
+                else:
+                    return
+                if not job.cancelled.is_set():
+                    postpone = functools.partial(restores.postpone, self._engine, volume.id, reason)
+                    await self._locked(volume.id, _what(volume), postpone, wait_s=END_WAIT_S)
+                    await _pause(job, pause_s, reason)
+                    pause_s = min(2 * pause_s, RETRY_MAX_S)
+            if not _stops(job):
+                await self._give_up_new(volume)
+
+    async def _take_up(self, volume: model.Volume, source: names.BackupSource, job: Job) -> None:
+        what = _what(volume)
+        backup = restores.backup_of(self._engine, source, what)
+        async with self._supplied(backup, job, what) as supply:
+            await self._bring_new(volume, supply, job)
+
+    @contextmanager
+    def _going(self, volume_id: model.VolumeId, uses: frozenset[str]) -> Iterator[Job]:
+        """List a restore for the block, and let go who waits for its end. Raises InUse: one is running."""
+        with self._jobs.running(_shown(volume_id), _VERB, uses=uses) as job:
+            ended = self._ended[volume_id] = asyncio.Event()
+            try:
+                yield job
+            finally:
+                del self._ended[volume_id]
+                ended.set()
+
+    @asynccontextmanager
+    async def _supplied(self, backup: model.Backup, job: Job, what: str) -> AsyncIterator[supplies.Supply]:
+        """Have the repository of a backup open for the block; the threads for long jobs may all be taken."""
+        look = functools.partial(supplies.look, self._engine, backup, work=job, what=what)
+        supply = await self._runner.in_thread(look)
+        try:
+            yield supply
+        finally:
+            await self._runner.in_thread(supply.close)
+
+    async def _relieved(self, volume_id: model.VolumeId, what: str, begin: Callable[[], _T]) -> _T:
+        """Begin something under a volume's lock; once more if trash had to be destroyed for its space first."""
+        try:
+            return await self._locked(volume_id, what, begin)
+        except space.Shortage as err:
+            await self._relieve(err.pool_id)
+        return await self._locked(volume_id, what, begin)
+
+    async def _locked(
+        self, volume_id: model.VolumeId, what: str, work: Callable[[], _T], *, wait_s: float = WAIT_S
+    ) -> _T:
+        async with self._locks.hold(volume_id, _VERB, what=what, wait_s=wait_s):
+            return await self._runner.run(_VERB, work)
+
+    def _row(self, volume_id: model.VolumeId) -> model.Volume:
+        volume = self._engine.store.volume(volume_id)
+        if volume is None:
+            raise NotFound(f"there is no volume {_shown(volume_id)}")
+        return volume
+
+
+@contextmanager
+def _logged(volume: model.Volume, supply: supplies.Supply, job: Job) -> Iterator[None]:
+    """Log one line at the end of a restore, whatever it comes to."""
+    begun_s = time.monotonic()
+    result = "ok"
+    try:
+        yield
+    except BaseException as err:
+        result = str(err)
+        raise
+    finally:
+        took_ms = (time.monotonic() - begun_s) * 1e3
+        words = (_VERB, volume.name, supply.backup.shown_name, job.done_bytes, took_ms, result)
+        _log.info("verb=%s volume=%s backup=%s bytes=%d ms=%.1f result=%s", *words)
+
+
+async def _pause(job: Job, pause_s: float, reason: str) -> None:
+    """Wait before the next try, or until nobody wants it any more."""
+    job.restart()
+    job.waits_for = f"another try in {names.format_duration(int(pause_s))}: {reason}"
+    end_s = time.monotonic() + pause_s
+    while time.monotonic() < end_s and not job.cancelled.is_set():  # noqa: ASYNC110 - any thread may set that event
+        await asyncio.sleep(_LOOK_S)
+    job.waits_for = None
+
+
+def _stops(job: Job) -> bool:
+    """Tell whether a job ends because the daemon does: then it is taken up at the next start."""
+    return job.cancelled.is_set() and not job.is_given_up
+
+
+def _reason(err: Exception, volume: model.Volume) -> str:
+    if isinstance(err, Error):
+        return str(err)
+    _log.error("verb=%s volume=%s result=internal error", _VERB, volume.name, exc_info=err)
+    return f"{_what(volume)}: internal error of voldriverd"
+
+
+def _what(volume: model.Volume) -> str:
+    return f"cannot restore volume {volume.name}"
+
+
+def _shown(volume_id: model.VolumeId) -> str:
+    return f"1v{volume_id}"
+
+
+def _uses(backup: model.Backup) -> frozenset[str]:
+    return frozenset({backup.shown_name, f"1bt{backup.target_id}"})

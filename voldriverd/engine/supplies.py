@@ -19,7 +19,7 @@ from voldriverd.backup.repository import Repository
 from voldriverd.driver import Driver, Key, Part, Stream, StreamFormat, TreeOptions
 from voldriverd.engine import extract, failures, scratch, targets
 from voldriverd.engine.context import Engine
-from voldriverd.errors import InUse, Invalid, NotFound, Unsupported, Unusable
+from voldriverd.errors import Error, InUse, Invalid, NotFound, Unsupported, Unusable
 from voldriverd.model import BackupState
 
 _log = logging.getLogger(__name__)
@@ -193,11 +193,13 @@ def _fitted(order: Order, driver: Driver, content_bytes: int) -> TreeOptions:
 
 @contextmanager
 def _told_as(what: str, work: Work) -> Iterator[None]:
-    """As `failures.told_as`; that work is ended is told too."""
+    """As `failures.told_as`; that work is ended is told too, for what is cut off fails in its own way."""
     try:
         with failures.told_as(what):
             yield
-    except Cancelled as err:
+    except (Cancelled, Error) as err:
+        if not work.cancelled.is_set():
+            raise
         raise InUse(f"{what}: it was {'cancelled' if work.is_given_up else 'interrupted'}") from err
 
 

@@ -81,7 +81,7 @@ def parts(
     *,
     ranges: Ranges,
     holes: Ranges,
-    index: Iterable[Row],
+    index: Iterable[Row] | None,
 ) -> Iterator[Part]:
     """Make the parts of a stream of the contents of its chunks; one without data is a chunk that is lost.
 

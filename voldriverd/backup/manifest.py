@@ -19,6 +19,7 @@ _TEXT_MAX: Final = 65536
 """Characters in one text: descriptions are the longest."""
 _COUNT_MAX: Final = 1024
 """Options, labels and notes."""
+NOTES_MAX: Final = 256
 _BYTES_MAX: Final = (1 << 63) - 1
 
 

@@ -3,7 +3,7 @@
 import concurrent.futures
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from typing import Final, TypeVar
 
 from voldriverd.backup import retries
@@ -31,7 +31,7 @@ class Transfer:
         """End the threads; what runs is waited for."""
         self._pool.shutdown(wait=True, cancel_futures=True)
 
-    def in_order(self, items: Iterable[_Item], work: Callable[[_Item], _Done]) -> Iterator[_Done]:
+    def in_order(self, items: Iterable[_Item], work: Callable[[_Item], _Done]) -> Generator[_Done, None, None]:
         """Yield what `work` returns for each item, in the order of the items, which are taken in the caller's thread.
 
         At most WINDOW of them are under way. What `work` or `items` raises is raised in its turn, and ends the rest;

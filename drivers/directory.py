@@ -181,11 +181,13 @@ class Directory:
         """Extract an archive, durably; owner and mode come from there."""
         self._check_absent("receive", key)
         stream = next(chain, None)
-        if stream is not None and stream.format is not StreamFormat.TAR:
+        if stream is None:
+            raise Unusable(f"cannot receive tree {key}: there is no stream")
+        if stream.format is not StreamFormat.TAR:
             raise Unsupported(f"cannot receive tree {key}: a directory takes {StreamFormat.TAR}, not {stream.format}")
         with self._part(key) as part:
             _make_plain(part / _FILES)
-            notes = archive.extract(iter(()) if stream is None else stream.parts, part / _FILES)
+            notes = archive.extract(stream.parts, part / _FILES)
             if next(chain, None) is not None:
                 raise Unusable(f"cannot receive tree {key}: nothing can follow an archive, which is always whole")
             fs.sync_file_system(part)

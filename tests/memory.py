@@ -184,13 +184,13 @@ class Memory:
             content = received if stream.format is StreamFormat.TAR else _applied(key, content or b"", received)
         if content is None:
             raise Unusable(f"cannot receive tree {key}: the chain is empty")
-        (self._root / "created" / key).touch()  # what has not got its size yet is lost with the power
-        whole = Stream(
-            StreamFormat.TAR, 1, is_incremental=False, image_bytes=None, expected_bytes=None, parts=_one(content)
-        )
-        notes = self._inner.receive(key, iter([whole]), _without_size(options))
-        _put_size(self._tree(key), options.size_bytes)
-        (self._root / "created" / key).unlink()
+        mark = self._root / "created" / key
+        mark.touch()  # what has not got its size yet is lost with the power
+        try:
+            notes = self._inner.receive(key, iter([_tar(content)]), _without_size(options))
+            _put_size(self._tree(key), options.size_bytes)
+        finally:
+            mark.unlink()
         self._switch.step(f"after receive {key}")
         return notes
 
@@ -235,10 +235,15 @@ def _put_size(path: Path, size_bytes: int | None) -> None:
         os.setxattr(path, _SIZE, str(size_bytes).encode())
 
 
-def _one(content: bytes) -> Iterator[Part]:
-    for start in range(0, len(content), _PART_BYTES):
-        data = content[start : start + _PART_BYTES]
-        yield Part(data, len(data))
+def _tar(content: bytes) -> Stream:
+    return Stream(
+        format=StreamFormat.TAR,
+        version=1,
+        is_incremental=False,
+        image_bytes=None,
+        expected_bytes=None,
+        parts=iter([Part(content, len(content))]),
+    )
 
 
 def _difference(old: bytes, new: bytes) -> Iterator[bytes]:

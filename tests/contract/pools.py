@@ -39,8 +39,8 @@ KINDS: Final = (
     Kind("btrfs", "btrfs", Btrfs, _COW | _DELTA, knows_changes=True),
     Kind("btrfs-quota", "btrfs", partial(Btrfs, quota="simple"), _COW | _DELTA | _SIZE, knows_changes=True),
     Kind("btrfs-full", "btrfs", partial(Btrfs, quota="full"), _COW | _DELTA | _SIZE, knows_changes=True),
-    Kind("loop-btrfs", "btrfs", Loop, _COW | _SIZE),
-    Kind("loop-xfs", "xfs", Loop, _COW | _SIZE),
+    Kind("loop-btrfs", "btrfs", Loop, _COW | _SIZE | _DELTA),
+    Kind("loop-xfs", "xfs", Loop, _COW | _SIZE | _DELTA),
     Kind("loop-ext4", "ext4", Loop, _SIZE),
     Kind("directory-btrfs", "btrfs", Directory, Capability.NONE),
     Kind("directory-ext4", "ext4", Directory, Capability.NONE),
@@ -71,6 +71,16 @@ def knowing_changes() -> pytest.MarkDecorator:
 def not_knowing_changes() -> pytest.MarkDecorator:
     """Run a test only on pools whose driver would have to walk to find changes."""
     return _where(lambda kind: not kind.knows_changes)
+
+
+def making_increments() -> pytest.MarkDecorator:
+    """Run a test on all pools that promise DELTA, the double among them."""
+    return _where(lambda kind: Capability.DELTA in kind.promises)
+
+
+def making_no_increments() -> pytest.MarkDecorator:
+    """Run a test on all pools that do not promise DELTA."""
+    return _where(lambda kind: Capability.DELTA not in kind.promises)
 
 
 def chosen(markers: Iterable[pytest.Mark]) -> list[Kind]:

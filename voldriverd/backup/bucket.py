@@ -10,16 +10,20 @@ import functools
 import re
 from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
-from typing import Final, TypeVar
+from typing import TYPE_CHECKING, Final, TypeVar
 
 import obstore
 from obstore import exceptions
-from obstore.store import ClientConfig, RetryConfig, S3Credential, S3Store
+from obstore.store import S3Store
 
 from voldriverd.backup import objects
 from voldriverd.backup.faults import Fault, Kind
 from voldriverd.backup.objects import Entry, Limits, Place
 from voldriverd.backup.retries import Retries, Transient
+
+if TYPE_CHECKING:  # they exist for type checkers only
+    from obstore import ObjectMeta
+    from obstore.store import S3Credential
 
 DELETED_AT_ONCE: Final = 500
 """S3 takes a thousand names in one request."""
@@ -126,12 +130,12 @@ class BucketStore:
         """Close the connections."""
         del self._store
 
-    def _listed(self, folder: str, after: str | None) -> Sequence[obstore.ObjectMeta]:
+    def _listed(self, folder: str, after: str | None) -> "Sequence[ObjectMeta]":
         prefix = (self._prefix + folder).rstrip("/") or None
         pages = obstore.list(self._store, prefix, offset=after, chunk_size=_LISTED_AT_ONCE)
         return next(pages, [])
 
-    def _entry(self, found: obstore.ObjectMeta) -> Entry:
+    def _entry(self, found: "ObjectMeta") -> Entry:
         return Entry(found["path"].removeprefix(self._prefix), found["size"], found["last_modified"])
 
     def _call(self, verb: str, name: str, once: Callable[[], _T]) -> _T:
@@ -159,11 +163,6 @@ class BucketStore:
 
 def _connect(place: Place, bucket: str, limits: Limits) -> S3Store:
     endpoint = place.endpoint
-    timeouts = ClientConfig(
-        connect_timeout=timedelta(seconds=limits.connect_s),
-        timeout=timedelta(seconds=limits.request_s),
-        allow_http=endpoint is not None and endpoint.startswith("http:"),
-    )
     settings = {}
     if endpoint is not None:
         settings["endpoint"] = endpoint.rstrip("/")
@@ -171,19 +170,23 @@ def _connect(place: Place, bucket: str, limits: Limits) -> S3Store:
         settings["region"] = place.region or _DEFAULT_REGION
     return S3Store(
         bucket,
-        client_options=timeouts,
-        retry_config=RetryConfig(max_retries=0, retry_timeout=timedelta(seconds=limits.request_s)),
+        client_options={
+            "connect_timeout": timedelta(seconds=limits.connect_s),
+            "timeout": timedelta(seconds=limits.request_s),
+            "allow_http": endpoint is not None and endpoint.startswith("http:"),
+        },
+        retry_config={"max_retries": 0, "retry_timeout": timedelta(seconds=limits.request_s)},
         credential_provider=_credentials(place),
         **settings,  # type: ignore[arg-type]  # the names of its keywords
     )
 
 
-def _credentials(place: Place) -> Callable[[], S3Credential] | None:
+def _credentials(place: Place) -> "Callable[[], S3Credential] | None":
     """Return what gives the keys; so given, a session token in the environment is not mixed into them."""
     if place.access_key is None or place.secret_key is None:
         return None
     access, secret = place.access_key.text, place.secret_key.text
-    return lambda: S3Credential(access_key_id=access, secret_access_key=secret, token=None, expires_at=None)
+    return lambda: {"access_key_id": access, "secret_access_key": secret, "token": None, "expires_at": None}
 
 
 def _answer(err: Exception) -> tuple[int | None, str | None]:

@@ -8,7 +8,7 @@ from typing import Final
 
 from voldriverd import model
 from voldriverd.driver import Key, TreeOptions
-from voldriverd.engine import creation, failures, space, trees, use, volumes
+from voldriverd.engine import backups, creation, failures, space, trees, use, volumes
 from voldriverd.engine.context import Engine
 from voldriverd.errors import Error, Exists, Invalid, NotFound
 from voldriverd.model import SnapshotState, VolumeState
@@ -25,6 +25,7 @@ class Wish:
     name: str | None = None
     description: str | None = None
     expires_at: datetime | None = None
+    is_automatic: bool = False
 
 
 Reverted = tuple[model.Volume, model.Snapshot]
@@ -47,7 +48,7 @@ def create(
     driver = engine.pools.driver(volume.pool_id)
     use.ensure_cloneable(engine, volume, what)
     space.ensure_reserve(engine, engine.pools.get(volume.pool_id), what)
-    snapshot = _new_row(engine, volume, wish, is_automatic=False)
+    snapshot = _new_row(engine, volume, wish)
     tree = _tree_of(engine, volume, snapshot.tree, source=volume.tree)
 
     def begin(write: Write) -> None:
@@ -69,11 +70,12 @@ def create(
 
 
 def remove(engine: Engine, volume: model.Volume, snapshot: model.Snapshot) -> model.Snapshot:
-    """Destroy a snapshot at once. Raises NotFound (it is gone) and InUse (its tree is mounted)."""
+    """Destroy a snapshot at once. Raises NotFound (it is gone) and InUse (its tree is mounted, or is being sent)."""
     shown = snapshot.shown_name
     what = f"cannot remove snapshot {shown} of volume {volume.name}"
     if snapshot.state is not SnapshotState.CREATED:
         raise NotFound(f"{what}: it is {snapshot.state.value}")
+    backups.ensure_none_reads(engine, snapshot, what)
     users = engine.pools.driver(volume.pool_id).users(snapshot.tree)
     if users:
         raise use.in_use(what, users)
@@ -221,7 +223,8 @@ def _present(engine: Engine, going: Displacing) -> model.Volume:
 
 def _displaced_row(engine: Engine, volume: model.Volume, verb: str) -> model.Snapshot:
     name = _free_name(engine, volume, f"before-{verb}-{engine.now():%Y%m%dT%H%M%SZ}")
-    row = _new_row(engine, volume, Wish(name, f"what the {verb} displaced", _kept_until(engine)), is_automatic=True)
+    wish = Wish(name, f"what the {verb} displaced", _kept_until(engine), is_automatic=True)
+    row = _new_row(engine, volume, wish)
     return replace(row, state=SnapshotState.CREATED)
 
 
@@ -237,7 +240,7 @@ def _kept_until(engine: Engine) -> datetime:
     return engine.now() + timedelta(seconds=engine.limits.trash_retention_s or KEEP_S)
 
 
-def _new_row(engine: Engine, volume: model.Volume, wish: Wish, *, is_automatic: bool) -> model.Snapshot:
+def _new_row(engine: Engine, volume: model.Volume, wish: Wish) -> model.Snapshot:
     snapshot_id = model.SnapshotId(engine.store.reserve_id("snapshots"))
     return model.Snapshot(
         id=snapshot_id,
@@ -247,7 +250,7 @@ def _new_row(engine: Engine, volume: model.Volume, wish: Wish, *, is_automatic: 
         description=wish.description,
         key=model.snapshot_key(snapshot_id),
         state=SnapshotState.CREATING,
-        is_automatic=is_automatic,
+        is_automatic=wish.is_automatic,
         size_bytes=volume.size_bytes,
         created_at=engine.now(),
         expires_at=wish.expires_at,

@@ -1,4 +1,8 @@
-"""Free space: below the reserve the trash is emptied, and what would need more is refused (D4)."""
+"""Free space: below the reserve the trash is emptied, and what would need more is refused (D4).
+
+Before anything is refused the bases of increments go too, after the trash: one of them costs a whole backup, over a
+network, of a volume that is still wanted, and gives back only what has changed since.
+"""
 
 import logging
 import os
@@ -73,6 +77,17 @@ def trash_in_order(engine: Engine, pool: pools.Pool) -> list[model.Volume]:
         if volume.state is model.VolumeState.REMOVED and volume.pool_id in sharing
     ]
     return sorted(trashed, key=lambda volume: (_day(volume), -_used(engine, volume)))
+
+
+def bases_in_order(engine: Engine, pool: pools.Pool) -> list[model.Backup]:
+    """Return the backups whose base trees lie in a pool's file system, the oldest first: most has changed since."""
+    sharing = {each.row.id for each in _sharing(engine, pool)}
+    bases = []
+    for backup in engine.store.backups_with_trees():
+        tree = None if backup.key is None else engine.store.tree(backup.key)
+        if backup.state is model.BackupState.CREATED and tree is not None and tree.pool_id in sharing:
+            bases.append(backup)
+    return sorted(bases, key=lambda backup: backup.taken_at)
 
 
 def collect_now(engine: Engine, pool: pools.Pool) -> None:

@@ -4,7 +4,7 @@ from dataclasses import replace
 from datetime import timedelta
 
 from voldriverd import model, names
-from voldriverd.engine import space, trees, use
+from voldriverd.engine import backups, space, trees, use
 from voldriverd.engine.context import Engine
 from voldriverd.errors import Exists, InUse, NotFound
 from voldriverd.model import VolumeState
@@ -14,7 +14,7 @@ from voldriverd.store.write import Write
 def remove(engine: Engine, volume: model.Volume) -> model.Volume:
     """Put a volume in the trash; destroy it at once if it is anonymous or there is no trash.
 
-    Raises InUse: it is protected, or somebody uses it.
+    Raises InUse: it is protected, somebody uses it, or it would be destroyed while a backup is made of it.
     """
     what = f"cannot remove volume {volume.name}"
     use.ensure_resting(volume, what)
@@ -54,7 +54,9 @@ def restore(engine: Engine, volume: model.Volume, *, name: str | None = None) ->
 
 
 def purge(engine: Engine, volume: model.Volume) -> model.Volume:
-    """Destroy a volume in the trash with its snapshots. Raises NotFound (not there) and InUse (a tree is mounted).
+    """Destroy a volume in the trash with its snapshots. Raises NotFound (not there) and InUse.
+
+    InUse: a tree is mounted, or a backup is being made. Its backups stay; their next one would be a whole one.
 
     A volume of a pool that is unavailable is not destroyed: its trees could not be removed.
     """
@@ -68,15 +70,17 @@ def purge(engine: Engine, volume: model.Volume) -> model.Volume:
 
 
 def _destroy(engine: Engine, volume: model.Volume) -> model.Volume:
+    backups.ensure_none_of(engine, volume, f"cannot remove volume {volume.name}")
     snapshots = engine.store.snapshots(volume.id)
     keys = [key for key in (volume.key, *(snapshot.key for snapshot in snapshots)) if key is not None]
     now = engine.now()
     gone = replace(volume, state=VolumeState.PURGED, key=None, removed_at=now, destroy_at=None)
 
-    def change(write: Write) -> None:
+    def change(write: Write) -> list[model.Backup]:
         write.end_snapshots(volume.id, now)
         write.put_volume(gone)
+        return write.drop_bases(volume.id)
 
-    engine.store.commit(change, is_vital=True)
-    trees.discard(engine, volume.pool_id, *keys)
+    bases = engine.store.commit(change, is_vital=True)
+    trees.discard(engine, volume.pool_id, *keys, *(base.key for base in bases if base.key is not None))
     return gone

@@ -134,6 +134,11 @@ class Write:
         found = self._connection.execute("SELECT * FROM backups WHERE id = ?", (backup_id,))
         return next(map(rows.backup, found), None)
 
+    def backup_of_uuid(self, target_id: model.TargetId, uuid: str) -> model.Backup | None:
+        """Return a target's backup, unless it is removed, as it stands inside this transaction."""
+        query = "SELECT * FROM backups WHERE uuid = ? AND target_id = ? AND state != 'removed'"
+        return next(map(rows.backup, self._connection.execute(query, (uuid, target_id))), None)
+
     def drop_bases(self, volume_id: model.VolumeId, target_id: model.TargetId | None = None) -> list[model.Backup]:
         """Have the finished backups of a volume in a target (all targets: None) point to no tree; return them.
 

@@ -159,11 +159,10 @@ def _image_parts(contents: Iterator[Part], ranges: Ranges, holes: Ranges) -> Ite
 
 def _ascending(ranges: Ranges, holes: Ranges) -> Iterator[tuple[int, int, bool]]:
     """Yield (offset, length, whether it is a hole). Raises Unusable if any overlap."""
-    marked = [
-        ((offset, length, is_hole) for offset, length in each) for each, is_hole in ((ranges, False), (holes, True))
-    ]
+    with_data = ((offset, length, False) for offset, length in ranges)
+    without = ((offset, length, True) for offset, length in holes)
     end = 0
-    for found in heapq.merge(*marked):
+    for found in heapq.merge(with_data, without):
         if found[0] < end:
             raise Unusable(f"cannot read the backup: its ranges overlap at byte {found[0]}")
         end = found[0] + found[1]

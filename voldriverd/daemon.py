@@ -29,8 +29,9 @@ from voldriverd.api import auth, docker, middleware, rancher, tcp, tls
 from voldriverd.api.auth import audit
 from voldriverd.driver import Driver, StreamFormat
 from voldriverd.engine import mounts, pools, recovery
-from voldriverd.engine.context import Engine, Limits
-from voldriverd.errors import Error, Exists, InUse
+from voldriverd.engine import rebuild as rebuilding
+from voldriverd.engine.context import Engine, Limits, utc_now
+from voldriverd.errors import Error, Exists, InUse, Unusable
 from voldriverd.kernel import fs
 
 _log = logging.getLogger(__name__)
@@ -69,7 +70,7 @@ def build(config: configuration.Config) -> Engine:
     database = store.Store(config.root)
     boot_id = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     limits = Limits(config.trash_retention_s, config.reserve)
-    specs = _configured(config) if config.pools else _embedded(config, database)
+    specs = _configured(config) if config.pools else _embedded(config, is_known=bool(database.pools()))
     opened = pools.Pools(database, specs, default_driver=config.default_driver)
     return Engine(config.root, database, opened, boot_id, limits, make_scratch=make_scratch)
 
@@ -115,6 +116,55 @@ def release(config: configuration.Config) -> list[str]:
         if not config.pools and not stayed:
             stayed.extend(_release_image(config.root))
     return stayed
+
+
+def rebuild(config: configuration.Config, is_agreed: Callable[[list[str]], bool]) -> Path | None:
+    """Make a lost or damaged database anew from the pools, if who is shown the plan agrees; return where it is.
+
+    It is made aside and takes its place at the end, in one step; a damaged one is kept beside it under another name.
+    The daemon must not be running. Raises InUse (it is, or the database is sound) and Unusable (a pool is not there).
+    """
+    path = config.root / store.FILE_NAME
+    with _lock(config.root), ExitStack() as stack:
+        damage = store.fault(path) if path.exists() else None
+        if path.exists() and damage is None:
+            raise InUse(f"cannot rebuild: the database {path} is sound; move it away first if it is not to be used")
+        place = config.root / "rebuild"
+        shutil.rmtree(place, ignore_errors=True)
+        place.mkdir(0o700)
+        stack.callback(shutil.rmtree, place)
+        (config.root / "mounts").mkdir(0o711, exist_ok=True)
+        database = store.Store(place)
+        stack.callback(database.close)
+        plan = rebuilding.plan(_look(config, database), utc_now())
+        if not is_agreed(plan.lines):
+            return None
+        rebuilding.write(database, plan)
+        database.close()
+        if damage is not None:
+            _put_aside(path)
+        fs.rename_durably(place / store.FILE_NAME, path)
+    return path
+
+
+def _look(config: configuration.Config, database: store.Store) -> list[rebuilding.Found]:
+    specs = _configured(config) if config.pools else _embedded(config, is_known=True)
+    found: list[rebuilding.Found] = []
+    opened = pools.Pools(database, specs, default_driver=config.default_driver, is_rebuilding=True)
+    opened.open_all(lambda pool, driver: found.append(rebuilding.look(pool, driver)))
+    absent = [f"pool {pool.row.name}: {pool.reason}" for pool in opened if pool.driver is None]
+    if absent:
+        raise Unusable(f"cannot rebuild: {'; '.join(absent)}; bring it there, or take it out of the configuration")
+    return found
+
+
+def _put_aside(path: Path) -> None:
+    """Keep a damaged database, with its journal."""
+    mark = f"damaged-{utc_now():%Y%m%dT%H%M%SZ}"
+    for suffix in ("", "-wal"):
+        part = path.with_name(path.name + suffix)
+        if part.exists():
+            fs.rename_durably(part, path.with_name(f"{path.name}.{mark}{suffix}"))
 
 
 def _forget(engine: Engine, held: tuple[model.Mount, ...]) -> None:
@@ -241,15 +291,14 @@ def _configured(config: configuration.Config) -> list[pools.Spec]:
     ]
 
 
-def _embedded(config: configuration.Config, database: store.Store) -> list[pools.Spec]:
+def _embedded(config: configuration.Config, *, is_known: bool) -> list[pools.Spec]:
     """Return the pools of a host where nothing is configured: in an image, or in the root if that is on btrfs (D9)."""
-    known = {row.name: row for row in database.pools()}
     image = embedded.Embedded(config.root)
     if not image.exists() and fs.magic(config.root) == fs.BTRFS_MAGIC:
         base, prepare, grow, quota = config.root / "pools", None, None, "off"
     else:
         base, grow, quota = image.mount_point, image.grow, "simple"
-        prepare = functools.partial(_prepare_image, image, config.embedded_size_bytes, is_known=bool(known))
+        prepare = functools.partial(_prepare_image, image, config.embedded_size_bytes, is_known=is_known)
     return [
         pools.Spec(
             name,

@@ -7,6 +7,7 @@ import logging
 import os
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
@@ -29,7 +30,7 @@ def _absolute(_context: click.Context, _option: click.Parameter, path: str | Non
     return None if path is None else Path(os.path.abspath(path))
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("--config", "file", metavar="FILE", callback=_absolute, help=f"Instead of {config.DEFAULT_FILE}.")
 @click.option(
     "--root", metavar="DIR", callback=_absolute, help=f"State, images and mounts, instead of {config.DEFAULT_ROOT}."
@@ -41,19 +42,60 @@ def _absolute(_context: click.Context, _option: click.Parameter, path: str | Non
     "--log-level", type=click.Choice(_LEVELS), default="info", show_default=True, help="What goes to standard error."
 )
 @click.version_option(voldriverd.__version__, message="%(prog)s %(version)s")
+@click.pass_context
 def main(
-    *, file: Path | None, root: Path | None, run_dir: Path | None, check: bool, release: bool, log_level: str
+    context: click.Context,
+    *,
+    file: Path | None,
+    root: Path | None,
+    run_dir: Path | None,
+    check: bool,
+    release: bool,
+    log_level: str,
 ) -> None:
     """Give containers volumes on real file systems: serve the Docker volume plugin `voldriver` and its API."""
     if check and release:
         raise click.UsageError("--check and --release exclude each other")
-    try:
+    if context.invoked_subcommand and (check or release):
+        raise click.UsageError(f"--check and --release do not go with {context.invoked_subcommand}")
+    with _told():
         loaded = config.load(file, root=root, run_dir=run_dir)
         if check:
             click.echo(config.effective(loaded), nl=False)
-        else:
-            _prepare(loaded, log_level)
+            return
+        _prepare(loaded, log_level)
+        context.obj = loaded
+        if context.invoked_subcommand is None:
             _work(loaded, release=release)
+
+
+@main.command("rebuild")
+@click.option("-y", "--yes", is_flag=True, help="Do not ask.")
+@click.pass_obj
+def rebuild(loaded: config.Config, *, yes: bool) -> None:
+    """Make a lost database anew from what lies in the pools; for when the daemon is stopped.
+
+    Shows first what it would make. Nothing in a pool is changed. API keys and targets are to be made again.
+    """
+    from voldriverd import daemon  # noqa: PLC0415 - as in _work
+
+    def is_agreed(lines: list[str]) -> bool:
+        for line in lines:
+            click.echo(line)
+        return yes or click.confirm("Make the database so?", err=True)
+
+    with _told():
+        made = daemon.rebuild(loaded, is_agreed)
+        click.echo("nothing is changed" if made is None else f"{made} is made; start voldriverd now", err=True)
+        if made is None:
+            sys.exit(1)
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    """Say an error in one line and end with status 1."""
+    try:
+        yield
     except (Error, OSError) as err:
         click.echo(f"voldriverd: {err}", err=True)
         sys.exit(1)

@@ -7,7 +7,8 @@
 
 It is made anew at start (atomically) and then appended to, at most a second behind the database; a
 torn last line is one that was never acknowledged here. A volume in state `purged` and a snapshot in
-state `removed` are gone, a purged volume's snapshots with it. `voldriverd rebuild` reads it.
+state `removed` are gone, a purged volume's snapshots with it. `voldriverd rebuild` reads it. If the pool
+has trees that the database does not know, the copy that was there is kept beside the new one.
 """
 
 import json
@@ -20,14 +21,14 @@ from pathlib import Path
 from typing import Final
 
 from voldriverd import model
-from voldriverd.engine import links, pools
+from voldriverd.engine import links, pools, remembered
 from voldriverd.engine.context import Engine
+from voldriverd.engine.remembered import FILE_NAME
 from voldriverd.errors import Error
 from voldriverd.kernel import fs
 
 _log = logging.getLogger(__name__)
 
-FILE_NAME: Final = ".voldriver-catalogue"
 _GROWTH_MAX: Final = 4
 """The file is made anew when the appended lines are this many times the rows: bounded, and rare."""
 
@@ -66,6 +67,8 @@ class Catalogue:
                 _append(path, map(_line, changes))
                 self._lines[pool_id] += len(changes)
             return
+        if pool.orphans and pool_id not in self._lines:
+            remembered.keep(Path(pool.row.path), pool.orphans, self._engine.now())
         lines = [_header(pool.row), *map(_line, self._rows(pool_id))]
         fs.write_durably(path, b"".join(lines))
         self._lines[pool_id] = len(lines)

@@ -14,7 +14,7 @@ from typing import Final
 
 from voldriverd import model, store
 from voldriverd.driver import Driver, Key
-from voldriverd.engine import failures
+from voldriverd.engine import failures, remembered
 from voldriverd.errors import Error, Invalid, Unsupported, Unusable
 from voldriverd.kernel import fs
 
@@ -59,8 +59,14 @@ class Pool:
 class Pools:
     """All pools that are configured or that some volume lies in."""
 
-    def __init__(self, database: store.Store, specs: list[Spec], *, default_driver: str) -> None:
-        """Take what is configured and what the database knows; nothing is opened yet."""
+    def __init__(
+        self, database: store.Store, specs: list[Spec], *, default_driver: str, is_rebuilding: bool = False
+    ) -> None:
+        """Take what is configured and what the database knows; nothing is opened yet.
+
+        `is_rebuilding`: pools with volumes that the database does not know are what one is here for.
+        """
+        self._is_rebuilding = is_rebuilding
         self._store = database
         self._specs = {spec.name: spec for spec in specs}
         self._default_driver = default_driver
@@ -196,6 +202,12 @@ class Pools:
             spec.path.chmod(0o700)
             found = {"uuid": str(uuid.uuid4()), "driver": spec.driver, "version": "1"}
             fs.write_durably(spec.path / MARKER, json.dumps(found).encode())
+        count = 0 if self._is_rebuilding else remembered.read(spec.path).volume_count
+        if count:
+            raise Unusable(
+                f"the database does not know this pool, and its catalogue tells of volumes ({count}): was it lost? "
+                f"voldriverd rebuild makes it anew; to give these volumes up, remove {spec.path / remembered.FILE_NAME}"
+            )
         if found["driver"] != spec.driver:
             raise Unusable(f"{spec.path} is a pool of driver {found['driver']}, not {spec.driver}")
         row = model.Pool(

@@ -23,6 +23,7 @@ from voldriverd.driver import Key
 from voldriverd.errors import Exists, Unusable
 from voldriverd.store import check, connection, rows, schema, search
 from voldriverd.store.ballast import Ballast
+from voldriverd.store.check import fault as fault
 from voldriverd.store.write import Write, summary
 
 _T = TypeVar("_T")

@@ -1,0 +1,227 @@
+"""A database that is lost, damaged or older than its pools: what is refused, what comes back, and what that needs."""
+
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from tests.commands import Voldriver
+from tests.running import Running, scratch_config
+from tests.scratch import Scratch
+from voldriverd import config, daemon, store
+from voldriverd.cli import daemon as cli
+from voldriverd.engine import remembered
+from voldriverd.errors import InUse, Unusable
+
+pytestmark = pytest.mark.root
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> Path:
+    return tmp_path / "d"
+
+
+@pytest.fixture
+def running(base: Path, session_scratch: Scratch) -> Running:
+    """Return a daemon that is not started, on a btrfs, a loop and a directory pool."""
+    return Running(base, config=scratch_config(session_scratch))
+
+
+def cli_of(running: Running, *arguments: str) -> str:
+    return Voldriver(running.api_socket).out(*arguments)
+
+
+def settings(running: Running) -> config.Config:
+    return config.load(running.config_file, root=running.root, run_dir=running.run_dir)
+
+
+def rebuilt(running: Running, *arguments: str, stdin: str = "") -> Result:
+    given = ["--config", str(running.config_file), "--root", str(running.root), "--run-dir", str(running.run_dir)]
+    return CliRunner().invoke(cli.main, [*given, "rebuild", *arguments], input=stdin, catch_exceptions=False)
+
+
+def lose(running: Running) -> None:
+    for path in running.root.glob(f"{store.FILE_NAME}*"):
+        path.unlink()
+
+
+def fill(running: Running) -> None:
+    """Make a volume on every driver with two snapshots, one reverted, one in the trash, one cloned."""
+    for driver in ("btrfs", "loop", "directory"):
+        cli_of(
+            running, "volume", "create", f"a-{driver}", "-d", driver, "-o", "label.team=red", "--description", driver
+        )
+        place = Path(cli_of(running, "volume", "mount", f"a-{driver}").strip())
+        (place / "file").write_text("old")
+        cli_of(running, "volume", "unmount", f"a-{driver}")
+        cli_of(running, "snapshot", "create", f"a-{driver}", "one")
+        place = Path(cli_of(running, "volume", "mount", f"a-{driver}").strip())
+        (place / "file").write_text("new")
+        cli_of(running, "volume", "unmount", f"a-{driver}")
+        cli_of(running, "snapshot", "create", f"a-{driver}", "two", "--description", "why")
+        cli_of(running, "snapshot", "revert", f"a-{driver}", "one")
+    cli_of(running, "volume", "create", "gone", "-d", "btrfs")
+    cli_of(running, "volume", "rm", "gone")
+    cli_of(running, "volume", "create", "big", "-d", "loop", "-o", "fs=xfs", "-o", "size=300M")
+    cli_of(running, "volume", "clone", "big", "bigger")
+
+
+def shown(running: Running) -> dict[str, list[dict[str, object]]]:
+    """Return all volumes and snapshots, but for what is of the moment."""
+    found: dict[str, list[dict[str, object]]] = {}
+    for path in ("volumes", "volumes?removed_notnull=1", "snapshots"):
+        rows = running.api("GET", f"/v1/{path}").body["data"]
+        for row in rows:
+            for field in ("storagePoolId", "usedBytes", "links", "actions", "accessMode"):
+                row.pop(field, None)
+        found[path] = sorted(rows, key=lambda row: str(row["id"]))
+    return found
+
+
+def content(running: Running, name: str) -> str:
+    place = Path(cli_of(running, "volume", "mount", name).strip())
+    try:
+        return (place / "file").read_text()
+    finally:
+        cli_of(running, "volume", "unmount", name)
+
+
+def test_a_lost_database_comes_back_with_every_volume_and_snapshot(running: Running) -> None:
+    with running:
+        fill(running)
+        before = shown(running)
+        running.stop()
+        lose(running)
+        result = rebuilt(running, "--yes")
+        assert result.exit_code == 0, result.output
+        assert result.stdout.startswith("5 volumes, 1 in the trash, 9 snapshots in 3 pools\n")
+        running.start()
+        assert shown(running) == before
+        assert {content(running, f"a-{driver}") for driver in ("btrfs", "loop", "directory")} == {"old"}
+        for driver in ("btrfs", "loop", "directory"):
+            cli_of(running, "snapshot", "revert", f"a-{driver}", "two")
+            assert content(running, f"a-{driver}") == "new"
+        cli_of(running, "volume", "restore", "gone")
+        pools = running.api("GET", "/v1/storagepools").body["data"]
+        assert [pool["orphans"] for pool in pools] == [[], [], []]
+
+
+def test_without_its_database_a_daemon_takes_no_pool_and_keeps_what_tells_of_it(running: Running) -> None:
+    with running:
+        fill(running)
+        before = shown(running)
+        running.stop()
+        lose(running)
+        running.start()
+        pools = running.api("GET", "/v1/storagepools").body["data"]
+        assert {pool["health"] for pool in pools} == {"unavailable"}
+        assert all("was it lost? voldriverd rebuild" in pool["transitioningMessage"] for pool in pools)
+        assert shown(running)["volumes"] == []
+        running.stop()
+        lose(running)
+        rebuilt(running, "--yes")
+        running.start()
+        assert shown(running) == before
+
+
+def test_the_plan_is_shown_first_and_no_changes_nothing(running: Running) -> None:
+    with running:
+        fill(running)
+        running.stop()
+        lose(running)
+        result = rebuilt(running, stdin="n\n")
+        assert result.exit_code == 1
+        assert "snapshots in 3 pools" in result.stdout
+        assert not (running.root / store.FILE_NAME).exists()
+        assert not (running.root / "rebuild").exists()
+        rebuilt(running, "--yes")
+
+
+def test_a_sound_database_is_left_alone(running: Running) -> None:
+    with running:
+        cli_of(running, "volume", "create", "a", "-d", "btrfs")
+        with pytest.raises(InUse, match="another voldriverd does"):
+            daemon.rebuild(settings(running), lambda _: True)
+        running.stop()
+        result = rebuilt(running, "--yes")
+        assert (result.exit_code, result.stdout) == (1, "")
+        assert "is sound; move it away first" in result.stderr
+
+
+def test_a_damaged_database_is_kept_beside_the_new_one(running: Running) -> None:
+    with running:
+        cli_of(running, "volume", "create", "a", "-d", "btrfs")
+        running.stop()
+        path = running.root / store.FILE_NAME
+        path.write_bytes(b"damage" + path.read_bytes()[6:])
+        damaged = path.read_bytes()
+        assert rebuilt(running, "--yes").exit_code == 0
+        (kept,) = running.root.glob(f"{store.FILE_NAME}.damaged-*")
+        assert kept.read_bytes() == damaged
+        running.start()
+        assert cli_of(running, "volume", "ls", "-q") == "a\n"
+
+
+def test_a_pool_that_is_not_there_is_named_and_nothing_is_made(running: Running) -> None:
+    with running:
+        cli_of(running, "volume", "create", "a", "-d", "btrfs")
+        running.stop()
+        lose(running)
+        text = running.config_file.read_text()
+        running.config_file.write_text(text + '[pools.far]\ndriver = "btrfs"\npath = "/proc/far"\n')
+        with pytest.raises(Unusable, match=r"cannot rebuild: pool far: .* take it out of the configuration"):
+            daemon.rebuild(settings(running), lambda _: True)
+        assert not (running.root / store.FILE_NAME).exists()
+        running.config_file.write_text(text)
+        rebuilt(running, "--yes")
+
+
+def test_trees_newer_than_the_catalogue_come_back_as_volumes(running: Running) -> None:
+    with running:
+        cli_of(running, "volume", "create", "a", "-d", "btrfs")
+        place = Path(cli_of(running, "volume", "mount", "a").strip())
+        (place / "file").write_text("frozen")
+        cli_of(running, "volume", "unmount", "a")
+        running.stop()
+        copies = {path: path.read_bytes() for path in pool_paths(running)}
+        running.start()
+        cli_of(running, "snapshot", "create", "a", "late")
+        cli_of(running, "volume", "create", "b", "-d", "loop", "-o", "size=64M")
+        running.stop()
+        for path, copy in copies.items():
+            path.write_bytes(copy)
+        lose(running)
+        result = rebuilt(running, "--yes")
+        assert "newer than the catalogue; it comes back as recovered-s1" in result.stdout
+        running.start()
+        assert set(cli_of(running, "volume", "ls", "-q").split()) == {"a", "recovered-s1", "recovered-v2.1"}
+        assert content(running, "recovered-s1") == "frozen"
+        cli_of(running, "volume", "mount", "recovered-v2.1")
+        cli_of(running, "volume", "create", "c", "-d", "btrfs")
+        assert running.api("GET", "/v1/volumes?name=c").body["data"][0]["id"] == "1v5"
+
+
+def test_an_older_database_loses_nothing_either(running: Running) -> None:
+    with running:
+        cli_of(running, "volume", "create", "a", "-d", "btrfs")
+        running.stop()
+        path = running.root / store.FILE_NAME
+        old = path.read_bytes()
+        running.start()
+        cli_of(running, "volume", "create", "b", "-d", "btrfs", "-o", "label.team=red")
+        before = shown(running)
+        running.stop()
+        lose(running)
+        path.write_bytes(old)
+        running.start()
+        assert cli_of(running, "volume", "ls", "-q") == "a\n"
+        assert "a tree that no row knows; it is left alone" in running.log
+        running.stop()
+        lose(running)
+        assert rebuilt(running, "--yes").exit_code == 0
+        running.start()
+        assert shown(running) == before
+
+
+def pool_paths(running: Running) -> list[Path]:
+    return [pool.path / remembered.FILE_NAME for pool in settings(running).pools]

@@ -1,0 +1,241 @@
+"""A lost database made anew from what lies in the pools: the copies of the catalogue, and the trees.
+
+Nothing in a pool is changed by it. Every tree gets a row, and every volume and snapshot of the copies whose tree is
+there; verbs that had not ended are ended by the recovery of the next start. A tree that the copy, at most a second
+behind, does not know comes back as a volume `recovered-<key>`: one of a volume as it is, that of a snapshot as a clone.
+What the copy knows as destroyed is destroyed then. Not in the copies, and lost with the database: API keys, targets
+(`backup scan` finds their backups again) and who holds what (the kernel is asked).
+"""
+
+import uuid
+from collections import Counter
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from pathlib import Path
+
+from voldriverd import model, names, store
+from voldriverd.driver import Driver, Key, TreeOptions
+from voldriverd.engine import creation, pools, remembered
+from voldriverd.errors import Error, Unusable
+from voldriverd.store.write import Write
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What lies in one pool."""
+
+    pool: model.Pool
+    driver: Driver
+    keys: frozenset[Key]
+    told: remembered.Remembered
+
+
+@dataclass(slots=True)
+class Plan:
+    """The rows of the new database, and what is to be said about them."""
+
+    pools: list[model.Pool] = field(default_factory=list)
+    trees: list[model.Tree] = field(default_factory=list)
+    volumes: list[model.Volume] = field(default_factory=list)
+    snapshots: list[model.Snapshot] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def lines(self) -> list[str]:
+        """Return the plan for people."""
+        live = sum(volume.is_live for volume in self.volumes)
+        count = f"{live} volumes, {len(self.volumes) - live} in the trash, {len(self.snapshots)} snapshots"
+        return [f"{count} in {len(self.pools)} pools", *self.notes]
+
+
+def look(pool: pools.Pool, driver: Driver) -> Found:
+    """Read what an open pool holds. Raises OSError, Unusable."""
+    return Found(pool.row, driver, frozenset(driver.trees()), remembered.read(Path(pool.row.path)))
+
+
+def plan(found: list[Found], now: datetime) -> Plan:
+    """Work out the rows. Raises Unusable: two pools have a tree of the same key, and so come from two databases."""
+    _check_distinct(found)
+    made = Plan()
+    for each in found:
+        made.pools.append(each.pool)
+        if each.told.unreadable:
+            made.notes.append(f"pool {each.pool.name}: {each.told.unreadable} lines of its catalogue make no sense")
+        _Pool(each, made, now).take()
+    _number_recovered(made, found)
+    _rename_namesakes(made)
+    return made
+
+
+def write(database: store.Store, made: Plan) -> None:
+    """Put all rows into a new database in one transaction; its pools are there already."""
+
+    def change(write: Write) -> None:
+        for tree in made.trees:
+            write.add_tree(tree)
+        for volume in made.volumes:
+            write.put_volume(volume)
+        for snapshot in made.snapshots:
+            write.put_snapshot(snapshot)
+
+    database.commit(change)
+
+
+class _Pool:
+    """Takes one pool into the plan."""
+
+    def __init__(self, found: Found, made: Plan, now: datetime) -> None:
+        self._found = found
+        self._made = made
+        self._now = now
+        self._taken: set[Key] = set()
+
+    def take(self) -> None:
+        """Add its rows."""
+        for volume in self._found.told.volumes.values():
+            if volume.state is not model.VolumeState.PURGED:
+                self._take_volume(volume)
+        for snapshot in self._found.told.snapshots.values():
+            if snapshot.state is not model.SnapshotState.REMOVED:
+                self._take_snapshot(snapshot)
+        for key in sorted(self._found.keys - self._taken):
+            self._take_unknown(key)
+
+    def _take_volume(self, volume: model.Volume) -> None:
+        key = volume.key if volume.key in self._found.keys else self._newest(volume)
+        shown = f"volume {volume.name} (pool {self._found.pool.name})"
+        if key is None and volume.state in {model.VolumeState.REGISTERING, model.VolumeState.RESTORING}:
+            self._made.notes.append(f"{shown}: it was being made, and is not there")
+            return
+        if key is None:
+            self._made.notes.append(f"{shown}: its tree {volume.key} is missing; it is listed and does not mount")
+        elif key != volume.key:
+            self._made.notes.append(f"{shown}: it has the content {key}, {volume.key} is not there any more")
+        options = self._options(volume)
+        kept = key or volume.tree
+        self._add_tree(kept, options)
+        self._made.volumes.append(replace(volume, pool_id=self._found.pool.id, key=kept))
+
+    def _newest(self, volume: model.Volume) -> Key | None:
+        """Return the latest content of a volume that is there."""
+        mine = [key for key in self._found.keys if key.startswith(f"v{volume.id}.")]
+        return max(mine, key=_content, default=None)
+
+    def _take_snapshot(self, snapshot: model.Snapshot) -> None:
+        volume = self._found.told.volumes.get(snapshot.volume_id)
+        if volume is None or volume.state is model.VolumeState.PURGED or volume not in self._known():
+            return
+        if snapshot.key not in self._found.keys:
+            self._made.notes.append(
+                f"snapshot {snapshot.shown_name} of volume {volume.name}: its tree is missing; it is forgotten"
+            )
+            return
+        self._add_tree(snapshot.tree, self._options(volume))
+        self._made.snapshots.append(snapshot)
+
+    def _known(self) -> list[model.Volume]:
+        ids = {volume.id for volume in self._made.volumes}
+        return [volume for volume in self._found.told.volumes.values() if volume.id in ids]
+
+    def _take_unknown(self, key: Key) -> None:
+        """Take a tree that nothing of the copy points to: as rubbish if the copy knows why, else as a volume."""
+        letter, number = model.key_number(key)
+        told = self._found.told
+        options = TreeOptions()
+        if letter == "v" and (volume := told.volumes.get(model.VolumeId(number))) is not None:
+            options = self._options(volume)
+            is_rubbish = volume.state is model.VolumeState.PURGED or _content(key) <= volume.content
+        elif letter == "s":
+            is_rubbish = model.SnapshotId(number) in told.snapshots
+        else:
+            is_rubbish = letter != "v"
+        self._add_tree(key, options)
+        if is_rubbish:
+            self._made.notes.append(f"tree {key} (pool {self._found.pool.name}): nothing needs it; it is destroyed")
+            return
+        volume = self._recovered(key, options)
+        self._made.volumes.append(volume)
+        self._made.notes.append(
+            f"tree {key} (pool {self._found.pool.name}): newer than the catalogue; it comes back as {volume.name}"
+        )
+
+    def _recovered(self, key: Key, options: TreeOptions) -> model.Volume:
+        return model.Volume(
+            id=model.VolumeId(0),
+            uuid=str(uuid.uuid4()),
+            name=f"recovered-{key}",
+            description="found by voldriverd rebuild",
+            pool_id=self._found.pool.id,
+            driver=self._found.pool.driver,
+            key=key,
+            content=_content(key),
+            state=model.VolumeState.INACTIVE,
+            size_bytes=options.size_bytes or self._found.driver.usage(key).limit_bytes,
+            options={},
+            labels={},
+            is_protected=False,
+            created_at=self._now,
+        )
+
+    def _add_tree(self, key: Key, options: TreeOptions, source: Key | None = None) -> None:
+        self._taken.add(key)
+        self._made.trees.append(model.Tree(key, self._found.pool.id, options, source, is_settled=True))
+
+    def _options(self, volume: model.Volume) -> TreeOptions:
+        """Return what a volume's tree was made with, as far as its options tell; those of a clone are its origin's."""
+        given = volume
+        for _ in range(len(self._found.told.volumes)):
+            source = names.parse_options(given.options).source
+            if not isinstance(source, names.Source):
+                break
+            origin = source.volume
+            given = next((each for each in self._found.told.volumes.values() if each.name == origin), given)
+        wanted = replace(creation.asked_of_tree(names.parse_options(given.options)), size_bytes=volume.size_bytes)
+        try:
+            return self._found.driver.complete(wanted)
+        except Error:  # the options of a backup of another driver, say
+            return replace(TreeOptions(), size_bytes=volume.size_bytes)
+
+
+def _check_distinct(found: list[Found]) -> None:
+    count = Counter(key for each in found for key in each.keys)
+    for key, times in count.items():
+        if times > 1:
+            places = ", ".join(each.pool.path for each in found if key in each.keys)
+            raise Unusable(f"cannot rebuild: {places} hold a tree {key} each; they come from two databases")
+
+
+def _number_recovered(made: Plan, found: list[Found]) -> None:
+    """Give those that come back numbers that nothing ever had, and a tree of their own to those of snapshots."""
+    numbers = [int(volume.id) for volume in made.volumes]
+    numbers += [model.key_number(key)[1] for each in found for key in each.keys if key.startswith("v")]
+    numbers += [int(volume_id) for each in found for volume_id in each.told.volumes]
+    last = max(numbers, default=0)
+    for place, volume in enumerate(made.volumes):
+        if volume.id != 0:
+            continue
+        last += 1
+        mine = replace(volume, id=model.VolumeId(last))
+        if volume.tree.startswith("s"):
+            origin = next(tree for tree in made.trees if tree.key == volume.key)
+            key = model.volume_key(mine.id, 1)
+            made.trees.append(replace(origin, key=key, source=origin.key))
+            mine = replace(mine, key=key, content=1, state=model.VolumeState.REGISTERING)
+        made.volumes[place] = mine
+
+
+def _rename_namesakes(made: Plan) -> None:
+    """Rename volumes whose name another one has: the copies of two pools are not of the same instant."""
+    taken: set[str] = set()
+    for place, volume in enumerate(made.volumes):
+        if not volume.is_live:
+            continue
+        name = volume.name if volume.name not in taken else f"recovered-{volume.key}"
+        if name != volume.name:
+            made.notes.append(f"volume {volume.name} (1v{volume.id}): another one has the name; it is called {name}")
+        taken.add(name)
+        made.volumes[place] = replace(volume, name=name)
+
+
+def _content(key: Key) -> int:
+    return int(key.partition(".")[2] or 1)

@@ -283,14 +283,14 @@ def _is_honoured(driver: Driver, name: str) -> bool:
 
 
 def _dropped(driver: Driver, volume: model.Volume, supply: supplies.Supply) -> tuple[str, ...]:
-    """Say which options of the backup a new volume has not, since its driver cannot honour them."""
+    """Say which options of the backup a new volume has not, since its driver cannot honour them; any has files."""
     had, asked = _had(supply), names.parse_options(volume.options)
     dropped = [
         name.removesuffix("_bytes")
         for name in _INHERITED
-        if getattr(had, name) and getattr(asked, name) is None and not _is_honoured(driver, name)
+        if name != "fs" and getattr(had, name) and getattr(asked, name) is None and not _is_honoured(driver, name)
     ]
-    return tuple(f"driver {volume.driver} cannot honour its option {option}" for option in dropped)
+    return tuple(f"driver {volume.driver} has no option {option}" for option in dropped)
 
 
 def _ensure_room(pool: pools.Pool, options: TreeOptions, supply: supplies.Supply, what: str) -> None:

@@ -28,6 +28,7 @@ HEADROOM: Final = 1.25
 """How much larger than its content a file system is made that was asked for in no size."""
 HEADROOM_BYTES: Final = 64 << 20
 """And that much in any case, for its journal."""
+_MIB: Final = 1 << 20
 HOLES_MAX: Final = 1_000
 """How many lines the log has of the damage of one backup."""
 
@@ -183,7 +184,7 @@ def _fitted(order: Order, driver: Driver, content_bytes: int) -> TreeOptions:
     if "fs" not in driver.options or options.size_bytes is None or not content_bytes:
         return options
     if order.may_grow:
-        wanted_bytes = int(content_bytes * HEADROOM) + HEADROOM_BYTES
+        wanted_bytes = -(-int(content_bytes * HEADROOM + HEADROOM_BYTES) // _MIB) * _MIB
         return driver.complete(replace(options, size_bytes=max(wanted_bytes, options.size_bytes)))
     if content_bytes > options.size_bytes:
         sizes = names.format_size(options.size_bytes), names.format_size(content_bytes)

@@ -123,7 +123,7 @@ def test_missing_tools_are_named_with_their_package(calls: list[object], monkeyp
     result = called()
     assert result.exit_code == 1
     assert result.stderr == (
-        "voldriverd: cannot serve: not installed: mkfs.xfs, xfs_db, xfs_growfs (Debian package xfsprogs)\n"
+        "voldriverd: cannot serve: not installed: mkfs.xfs, xfs_db, xfs_growfs, xfs_repair (Debian package xfsprogs)\n"
     )
     assert calls == []
 

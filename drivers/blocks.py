@@ -16,6 +16,8 @@ from voldriverd.errors import Unusable
 from voldriverd.kernel import content, extents
 from voldriverd.kernel.extents import Found, Span, Spans
 
+IMAGE_MAX_BYTES: Final = 15 << 40
+"""A file on ext4 ends one block below 16 TiB."""
 _BLOCK_BYTES: Final = 4096
 """How finely the bytes of two images are compared; file systems inside have such blocks."""
 _FLUSH_BYTES: Final = 64 << 20

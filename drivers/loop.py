@@ -28,8 +28,6 @@ from voldriverd.driver import Capability, Change, Key, Stream, StreamFormat, Tre
 from voldriverd.errors import Exists, InUse, Invalid, NotFound, Unsupported, Unusable
 from voldriverd.kernel import content, extents, fs, image, loop, mount, run
 
-SIZE_MAX_BYTES: Final = 15 << 40
-"""A file on ext4 ends one block below 16 TiB."""
 DEFAULT_SIZE_BYTES: Final = 10 << 30
 
 
@@ -337,6 +335,6 @@ def _missing(fs_type: str) -> str | None:
 
 
 def _check_maximum(size_bytes: int) -> None:
-    if size_bytes > SIZE_MAX_BYTES:
-        cause = f"the largest volume of the loop driver has {mib(SIZE_MAX_BYTES)}"
+    if size_bytes > blocks.IMAGE_MAX_BYTES:
+        cause = f"the largest volume of the loop driver has {mib(blocks.IMAGE_MAX_BYTES)}"
         raise Invalid(f"cannot use size {mib(size_bytes)}: {cause}", field="size")

@@ -14,6 +14,8 @@ from urllib.parse import urlencode, urlsplit
 from tests.doors import basic
 
 TIMEOUT_S: Final = 10.0
+SETTLE_S: Final = 60.0
+PAUSE_S: Final = 0.02
 Shape = Any
 """str, int, bool, object (interface{}), [shape] (a slice), {str: shape} (a map), or the fields of a struct."""
 
@@ -142,6 +144,16 @@ class Strict:
         declared = self.schemas[resource["type"]]["resourceActions"][action]
         assert (fields is None) or declared["input"] in self.schemas
         return decode(SHAPES[declared["output"]], self._ask("POST", resource["actions"][action], fields)[1])
+
+    def settled(self, resource: Any) -> Any:
+        """GET until nothing goes on any more; an error is one."""
+        end_s = time.monotonic() + SETTLE_S
+        while resource["transitioning"] == "yes":
+            assert time.monotonic() < end_s, resource
+            time.sleep(PAUSE_S)
+            resource = self.by_id(resource["type"], resource["id"])
+        assert resource["transitioning"] == "no", resource
+        return resource
 
     def _collection(self, kind: str) -> str:
         return str(self.schemas[kind]["links"]["collection"])

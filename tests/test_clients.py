@@ -34,9 +34,9 @@ class Served(Running):
 
 @pytest.fixture(scope="module")
 def daemon(session_scratch: Scratch, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    port = free_port()
-    config = scratch_config(session_scratch) + "\n" + listening(port)
-    with Served(tmp_path_factory.mktemp("d"), config=config) as running:
+    port, place = free_port(), tmp_path_factory.mktemp("d")
+    config = f'[targets.disk]\nurl = "file://{place}/backups"\n{scratch_config(session_scratch)}\n{listening(port)}'
+    with Served(place, config=config) as running:
         running.port, running.key = port, make_key(running, name="clients")
         yield running
 
@@ -146,6 +146,72 @@ def test_a_volume_lives_its_life_through_gdapi(daemon: Served, name: str, driver
         assert client.by_id("volume", volume.id).name == name
 
 
+@pytest.mark.parametrize("driver", DRIVERS)
+def test_backups_live_their_life_through_cattle(client: Client, name: str, tmp_path: Path, driver: str) -> None:
+    volume = create(client, name, driver)
+    write(client, volume, "old")
+    target = client.wait_success(client.create_backup_target(name=f"t-{driver}", url=f"file://{tmp_path}/t"))
+    snapshot = client.wait_success(client.reload(volume).snapshot(name="one"))
+    backup = client.wait_success(snapshot.backup(backupTargetId=target.id, name="first"))
+    assert (backup.type, backup.state, backup.name, backup.volumeId) == ("backup", "created", "first", volume.id)
+    assert backup.uri == f"file://{tmp_path}/t/volumes/{volume.uuid}/backups/{backup.uuid}"
+    assert (backup.snapshot().id, backup.volume().id, backup.backuptarget().id) == (snapshot.id, volume.id, target.id)
+    assert client.wait_success(backup.verify()).verified is not None
+    assert names(snapshot.backups()) == names(target.backups()) == ["first"]
+    write(client, volume, "new")
+    second = client.wait_success(client.reload(volume).backup(backupTargetId=target.id))
+    assert second.parentId == (None if driver == "directory" else backup.id)
+    restored = client.wait_success(client.reload(volume).restorefrombackup(backupId=backup.id))
+    assert (restored.id, restored.state) == (volume.id, "inactive")
+    assert read(client, volume) == "old"
+    clone = create(client, f"{name}-2", driver, driverOpts={"from": f"backup:{second.id}"})
+    assert read(client, clone) == "new"
+    assert client.wait_success(client.delete(client.reload(backup))).state == "removed"
+    assert client.by_id_backup(backup.id).state == "removed"
+    again = create(client, f"{name}-3", driver, driverOpts={"from": f"backup:{second.id}"})
+    assert read(client, again) == "new"
+    assert client.wait_success(client.reload(second).remove()).state == "removed"
+    assert client.wait_success(client.reload(target).prune()).state == "created"
+    assert client.wait_success(client.delete(client.reload(target))).state == "removed"
+
+
+@pytest.mark.parametrize("driver", DRIVERS)
+def test_a_snapshot_is_backed_up_by_the_contract_of_the_seed(client: Client, name: str, driver: str) -> None:
+    """Without an input: the answer is the snapshot, and the backup is found behind its link."""
+    volume = create(client, name, driver)
+    write(client, volume, "old")
+    snapshot = client.wait_success(client.reload(volume).snapshot())
+    backed_up = client.wait_success(snapshot.backup())
+    assert (backed_up.type, backed_up.id, backed_up.state) == ("snapshot", snapshot.id, "created")
+    (backup,) = backed_up.backups().data
+    assert (backup.state, backup.backuptarget().name) == ("created", "disk")
+    write(client, volume, "new")
+    client.wait_success(client.reload(volume).restorefrombackup(backupId=backup.id))
+    assert read(client, volume) == "old"
+
+
+@pytest.mark.parametrize("driver", DRIVERS)
+def test_backups_live_their_life_through_gdapi(daemon: Served, name: str, driver: str) -> None:
+    def settled(thing: Thing) -> Thing:
+        while thing.transitioning == "yes":
+            thing = client.reload(thing)
+        assert thing.transitioning == "no"
+        return thing
+
+    with connected(daemon, gdapi.Client) as client:
+        size = {"size": "32M"} if driver == "loop" else {}
+        volume = client.create_volume(name=name, driver=driver, driverOpts=size)
+        (target,) = client.list_backup_target(name="disk").data
+        assert (target.isDefault, target.isConfigured, hasattr(target, "remove")) == (True, True, False)
+        backup = settled(client.action(volume, "backup", name="of it"))
+        assert names(client.list_backup(volumeId=volume.id, state="created")) == ["of it"]
+        restored = settled(client.reload(volume).restorefrombackup(backupId=backup.id))
+        assert restored.snapshots(name_prefix="before-restore-").data
+        assert client.by_id("backup", backup.id).uri == backup.uri
+        assert settled(client.delete(client.reload(backup))).state == "removed"
+        assert names(client.list_backup(volumeId=volume.id)) == []
+
+
 # How they find us
 
 
@@ -178,7 +244,8 @@ def test_no_field_link_or_action_is_bound_under_another_name(client: Client, nam
     volume = create(client, name)
     snapshot = client.wait_success(volume.snapshot())
     pool, host = client.list_storage_pool().data[0], client.list_host().data[0]
-    for thing in (client.reload(volume), snapshot, pool, host):
+    backup, target = client.wait_success(volume.backup()), client.list_backup_target().data[0]
+    for thing in (client.reload(volume), snapshot, pool, host, backup, target):
         assert [each for each in vars(thing) if each.endswith(("_link", "_action"))] == []
         assert all(
             callable(getattr(thing, each)) for each in (*vars(thing.links), *vars(thing.actions)) if each != "self"
@@ -232,7 +299,7 @@ def test_what_is_included_is_a_field_and_no_method(client: Client, name: str) ->
 def test_what_is_not_there_is_none(client: Client) -> None:
     assert client.by_id_volume("1v99999") is None
     assert client.by_id_snapshot("nothing") is None
-    assert client.by_id_backup("1b1") is None
+    assert client.by_id_backup("1b99999") is None
 
 
 REFUSALS: list[tuple[Callable[[Client, Thing], object], int, str, str | None]] = [
@@ -241,7 +308,11 @@ REFUSALS: list[tuple[Callable[[Client, Thing], object], int, str, str | None]] =
     (lambda client, _: client.create_volume(name="x", driver="zfs"), 422, "InvalidOption", "driver"),
     (lambda client, volume: client.action(volume, "snapshot", name="a b"), 422, "InvalidCharacters", "name"),
     (lambda _, volume: volume.reverttosnapshot(snapshotId="1s99999"), 422, "InvalidReference", "snapshotId"),
-    (lambda client, _: client.create_backupTarget(name="t"), 422, "Unsupported", None),
+    (lambda client, _: client.create_backupTarget(name="t"), 422, "MissingRequired", "url"),
+    (lambda client, _: client.create_backupTarget(name="t", url="file:///proc/x"), 422, "InvalidOption", "url"),
+    (lambda client, _: client.delete(client.list_backupTarget().data[0]), 405, "MethodNotAllowed", None),
+    (lambda _, volume: volume.backup(backupTargetId="1bt99"), 422, "InvalidReference", "backupTargetId"),
+    (lambda _, volume: volume.restorefrombackup(backupId="1b99999"), 422, "InvalidReference", "backupId"),
     (lambda client, _: client.delete(client.list_storage_pool().data[0]), 405, "MethodNotAllowed", None),
     (lambda client, _: client._get(client._url + "/frobs"), 404, "NotFound", None),
 ]
@@ -267,8 +338,8 @@ def test_a_wrong_key_is_an_api_error(daemon: Served) -> None:
 
 def test_an_action_that_is_not_offered_is_no_attribute(client: Client, name: str) -> None:
     volume = create(client, name)
-    assert not hasattr(volume, "restorefrombackup")
-    assert not hasattr(client.wait_success(volume.snapshot()), "backup")
+    assert not hasattr(volume, "cancel")
+    assert not hasattr(client.list_backup_target().data[0], "remove")
     with active(client, volume):
         held = client.reload(volume)
         for action in ("reverttosnapshot", "restorefrombackup", "remove", "restore", "purge"):

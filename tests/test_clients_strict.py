@@ -38,6 +38,26 @@ def test_the_whole_life_decodes(client: Strict, name: str, driver: str) -> None:
     assert client.act(removed, "restore", {})["state"] == "inactive"
 
 
+@pytest.mark.parametrize("driver", DRIVERS)
+def test_the_life_of_backups_decodes(client: Strict, name: str, tmp_path: Path, driver: str) -> None:
+    options = {"size": "32M"} if driver == "loop" else {}
+    volume = client.create("volume", name=name, driver=driver, driverOpts=options)
+    target = client.create("backupTarget", name=f"strict-{driver}", url=f"file://{tmp_path}/t")
+    assert target["nfsConfig"] is None
+    snapshot = client.act(volume, "snapshot", {"name": "one"})
+    answered = client.act(snapshot, "backup", {"backupTargetId": target["id"]})
+    backup = client.settled(client.by_id("backup", answered["id"]))
+    assert (backup["state"], backup["snapshotId"], backup["volumeId"]) == ("created", snapshot["id"], volume["id"])
+    assert client.settled(client.act(snapshot, "backup"))["state"] == "created"
+    client.settled(client.act(client.by_id("volume", volume["id"]), "restorefrombackup", {"backupId": backup["id"]}))
+    verified = client.settled(client.act(client.by_id("backup", backup["id"]), "verify", {}))
+    client.delete(verified)
+    assert client.settled(client.by_id("backup", backup["id"]))["state"] == "removed"
+    client.act(client.by_id("backupTarget", target["id"]), "scan")
+    client.delete(target)
+    assert client.by_id("backupTarget", target["id"])["state"] == "removed"
+
+
 @pytest.mark.parametrize("path", ["", "/", "/v1", "/v1/", "/v1/schemas"])
 def test_every_form_of_the_url_answers_200_with_the_schemas(daemon: Served, path: str) -> None:
     client = Strict(daemon.url(path), daemon.key)
@@ -58,6 +78,7 @@ def test_every_list_decodes(client: Strict, name: str) -> None:
         "storagePool",
         "host",
         "apiKey",
+        "backupTarget",
     }
     client.act(volume, "deactivate")
 

@@ -15,6 +15,7 @@ pytestmark = pytest.mark.root
 
 DOCS = Path(__file__).parent.parent / "docs"
 SOCKET = "/run/voldriver/api.sock"
+TARGET = "/mnt/backups"
 
 
 def blocks(language: str) -> list[str]:
@@ -24,7 +25,8 @@ def blocks(language: str) -> list[str]:
 def test_the_examples_of_the_api_answer_as_they_say(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     port = free_port()
     with Running(tmp_path / "d", config=SMALL + listening(port)) as daemon:
-        define, *examples = "".join(blocks("sh")).replace(SOCKET, str(daemon.api_socket)).splitlines()
+        text = "".join(blocks("sh")).replace(SOCKET, str(daemon.api_socket)).replace(TARGET, str(tmp_path / "backups"))
+        define, *examples = text.splitlines()
         said = [int(line.rpartition("# ")[2]) for line in examples]
         done = subprocess.run(
             ["bash", "-c", "\n".join([define, *examples])], capture_output=True, check=True, cwd=tmp_path

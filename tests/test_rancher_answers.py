@@ -431,10 +431,20 @@ ACTIONS = {
         "purge": (None, "volume"),
         "clone": ("volumeCloneInput", "volume"),
         "resize": ("volumeResizeInput", "volume"),
+        "backup": ("volumeBackupInput", "backup"),
+        "cancel": (None, "volume"),
     },
     "snapshot": {"backup": ("snapshotBackupInput", "snapshot"), "remove": (None, "snapshot")},
-    "backup": {"remove": (None, "backup")},
-    "backupTarget": {"remove": (None, "backupTarget")},
+    "backup": {
+        "remove": (None, "backup"),
+        "cancel": (None, "backup"),
+        "verify": ("backupVerifyInput", "backup"),
+    },
+    "backupTarget": {
+        "remove": (None, "backupTarget"),
+        "scan": (None, "backupTarget"),
+        "prune": (None, "backupTarget"),
+    },
     "mount": {},
 }
 
@@ -462,55 +472,6 @@ def test_a_type_has_these_links_and_all_can_be_included(daemon: Running, type_: 
 
 def test_a_boolean_default_is_a_boolean(daemon: Running) -> None:
     assert daemon.api("GET", "/v1/schemas/volume").body["resourceFields"]["isHostPath"]["default"] is False
-
-
-# Backups, of which there are none yet
-
-
-def test_the_lists_of_backups_and_targets_are_there_and_empty(daemon: Running) -> None:
-    for path in ("backups", "backuptargets", "volumes/1v1/backups", "snapshots/1s1/backups"):
-        answer = daemon.api("GET", f"/v1/{path}")
-        assert (answer.status, answer.body["data"]) == (200, [])
-    assert daemon.api("GET", "/v1/backups?sort=created&volumeId=1v1&uri_like=x").status == 200
-
-
-@pytest.mark.parametrize(
-    ("path", "what"),
-    [
-        ("/v1/snapshots/1s1?action=backup", "back up snapshot one"),
-        ("/v1/volumes/1v1?action=restorefrombackup", "restore"),
-    ],
-)
-def test_the_actions_of_backups_are_not_offered_and_say_why(daemon: Running, path: str, what: str) -> None:
-    answer = daemon.api("POST", path, {})
-    assert (answer.status, answer.body["code"]) == (422, "ActionNotAvailable")
-    assert what in answer.body["message"]
-    assert "no backups" in answer.body["message"]
-
-
-TARGETS: list[tuple[dict[str, object], str, str | None]] = [
-    ({"name": "t", "url": "file:///x"}, "Unsupported", None),
-    ({"name": "t", "nfsConfig": {"server": "s", "share": "/x"}, "secretKey": "s"}, "Unsupported", None),
-    ({}, "MissingRequired", "name"),
-    ({"name": ""}, "MinLengthExceeded", "name"),
-    ({"name": "a b"}, "InvalidCharacters", "name"),
-    ({"name": "a\n"}, "InvalidCharacters", "name"),
-    ({"name": "t", "nfsConfig": {"server": "s"}}, "MissingRequired", "share"),
-    ({"name": "t", "nfsConfig": "s:/x"}, "InvalidFormat", "nfsConfig"),
-]
-
-
-@pytest.mark.parametrize(("fields", "code", "field"), TARGETS)
-def test_a_target_is_refused(daemon: Running, fields: dict[str, object], code: str, field: str | None) -> None:
-    answer = daemon.api("POST", "/v1/backupTargets", fields)
-    assert (answer.status, answer.body["code"], answer.body.get("fieldName")) == (422, code, field)
-
-
-def test_what_is_not_there_says_that_there_are_no_backups(daemon: Running) -> None:
-    for path in ("/v1/backups/1b1", "/v1/backuptargets/1bt1"):
-        assert "no backups" in daemon.api("DELETE", path).body["message"]
-    assert daemon.api("GET", "/v1/backups/1v1").status == 404
-    assert daemon.api("POST", "/v1/backups", {}).status == 405
 
 
 # Whatever comes; the last one, for it may remove anything

@@ -111,7 +111,9 @@ def test_a_created_volume_rests_inactive_with_the_values_of_the_reference(
         "uri": f"local:///{name}",
     }
     assert {key: volume[key] for key in expected} == expected
-    assert set(volume["actions"]) == {"activate", "clone", "remove", "resize", "reverttosnapshot", "snapshot"}
+    assert set(volume["actions"]) == {
+        *("activate", "backup", "clone", "remove", "resize", "restorefrombackup", "reverttosnapshot", "snapshot"),
+    }
     assert again(daemon, volume) == volume
 
 
@@ -182,7 +184,7 @@ def test_an_activated_volume_is_mounted_by_the_host_until_it_is_deactivated(
     with active(daemon, volume) as place:
         found = again(daemon, volume)
         assert (found["state"], found["mountpoint"]) == ("active", str(place))
-        assert set(found["actions"]) == {"clone", "deactivate", "resize", "snapshot"}
+        assert set(found["actions"]) == {"backup", "clone", "deactivate", "resize", "snapshot"}
         assert mount.at(place) is not None
         (held,) = daemon.api("GET", f"/v1/volumes/{volume['id']}/mounts").body["data"]
         assert (held["holder"], held["count"], held["path"], held["volumeId"]) == ("host", 1, str(place), volume["id"])
@@ -198,7 +200,7 @@ def test_a_deactivated_volume_stays_active_for_its_containers(daemon: Running, n
     with active(daemon, volume):
         assert again(daemon, volume)["state"] == "active"
     assert again(daemon, volume)["state"] == "active"
-    assert set(again(daemon, volume)["actions"]) == {"activate", "clone", "resize", "snapshot"}
+    assert set(again(daemon, volume)["actions"]) == {"activate", "backup", "clone", "resize", "snapshot"}
     daemon.plugin("VolumeDriver.Unmount", Name=name, ID="c1")
     assert again(daemon, volume)["state"] == "inactive"
 
@@ -266,7 +268,7 @@ def test_a_snapshot_is_made_by_the_action_or_by_post_and_has_the_fields_of_both_
         "volumeId": volume["id"],
     }
     assert {key: made[key] for key in expected} == expected
-    assert set(made["actions"]) == {"remove"}
+    assert set(made["actions"]) == {"backup", "remove"}
     assert listed(daemon, f"/v1/volumes/{volume['id']}/snapshots") == ["one", "two"]
     assert again(daemon, volume)["snapshotCount"] == 2
 

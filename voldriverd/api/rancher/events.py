@@ -1,4 +1,4 @@
-"""`GET /v1/events`: what happens to volumes, snapshots and mounts, and to the health of pools, as server-sent events.
+"""`GET /v1/events`: what happens to volumes, snapshots, backups, mounts and the health of pools, as server-sent events.
 
     retry: 1000
     id: 5f3a9c21-16
@@ -7,10 +7,11 @@
     data: {"id": "5f3a9c21-17", "type": "event", "time": "2026-11-21T19:44:03Z", "resourceType": "volume",
            "resourceId": "1v5", "name": "db", "state": "inactive", "cause": "create", "volumeId": "1v5", ...}
 
-There is one event for each change of a volume or snapshot and for each mount that begins or ends, in the order of the
-commits, and one more for a volume that becomes active or inactive by that; `cause` is the verb. What befalls a volume
-in the trash befalls its snapshots, without events of their own. The form is that of the HTML standard (9.2, server-sent
-events), and the first lines of a stream tell where it begins: who is cut off before the first event misses nothing.
+There is one event for each change of a volume, snapshot or backup and for each mount that begins or ends, in the order
+of the commits, and one more for a volume that becomes active or inactive by that, and for a snapshot that is backed up
+or no more; `cause` is the verb. What befalls a volume in the trash befalls its snapshots, without events of their own.
+The form is that of the HTML standard (9.2, server-sent events), and the first lines of a stream tell where it begins:
+who is cut off before the first event misses nothing.
 
 - Who comes with `Last-Event-ID` gets what happened since then. Where that is not known any more (KEPT_MAX events or a
   restart of the daemon lie between) the first event is a `gap`: read the lists again; from here on all is told.
@@ -192,7 +193,10 @@ class Feed:
 def _committed(service: Service, commit: model.Commit) -> Iterator[_Event]:
     """Yield the events of a commit; called by who commits, so that the store's memory is as the commit left it."""
     for row in commit.rows:
-        yield _volume(service, row) if isinstance(row, model.Volume) else _snapshot(service, row)
+        if isinstance(row, model.Backup):
+            yield from _backup(service, row)
+        else:
+            yield _volume(service, row) if isinstance(row, model.Volume) else _snapshot(service, row)
     for mount in commit.held:
         yield _mount(service, mount, "active")
     for mount in commit.released:
@@ -215,7 +219,19 @@ def _volume(service: Service, volume: model.Volume) -> _Event:
 
 def _snapshot(service: Service, snapshot: model.Snapshot) -> _Event:
     volume = service.store.volume(snapshot.volume_id)
-    return _event(service, schemas.SNAPSHOT, snapshot.id, snapshot.name, snapshot.state.value, volume=volume)
+    is_created = snapshot.state is model.SnapshotState.CREATED
+    state = "backing-up" if is_created and service.store.is_backing_up(snapshot.id) else snapshot.state.value
+    return _event(service, schemas.SNAPSHOT, snapshot.id, snapshot.name, state, volume=volume)
+
+
+def _backup(service: Service, backup: model.Backup) -> Iterator[_Event]:
+    """Yield its event, and that of the snapshot which it keeps in `backing-up`, or does so no more."""
+    volume = None if backup.volume_id is None else service.store.volume(backup.volume_id)
+    event = _event(service, schemas.BACKUP, backup.id, backup.name, backup.state.value, volume=volume)
+    yield event | {"volumeName": backup.volume_name}
+    snapshot = service.store.snapshot(backup.snapshot_id) if backup.is_of_snapshot and backup.snapshot_id else None
+    if snapshot is not None:
+        yield _snapshot(service, snapshot)
 
 
 def _mount(service: Service, mount: model.Mount, state: str) -> _Event:

@@ -3,7 +3,7 @@
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from http import HTTPStatus
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from aiohttp import web
 
@@ -86,8 +86,28 @@ def number(schema: Schema, text: str) -> int:
     return found
 
 
-def transition(*, is_going: bool, fault: str | None) -> dict[str, object]:
-    """Return the three fields that say whether something goes on, or what went wrong (rancher-api 3)."""
-    state = "yes" if is_going else "no" if fault is None else "error"
-    message = "In Progress" if is_going else fault
-    return {"transitioning": state, "transitioningMessage": message, "transitioningProgress": None}
+class Job(Protocol):
+    """What tells how far something is."""
+
+    @property
+    def percent(self) -> int | None:
+        """How much is done; None if that cannot be told."""
+        ...
+
+    def message(self) -> str:
+        """Return that for people."""
+        ...
+
+
+def transition(
+    *, is_going: bool, fault: str | None, job: Job | None = None, note: str | None = None
+) -> dict[str, object]:
+    """Return the three fields that say whether something goes on, or what went wrong (rancher-api 3).
+
+    `note` is what is to be known where neither is so.
+    """
+    if not is_going:
+        state = "no" if fault is None else "error"
+        return {"transitioning": state, "transitioningMessage": fault or note, "transitioningProgress": None}
+    message, percent = ("In Progress", None) if job is None else (job.message(), job.percent)
+    return {"transitioning": "yes", "transitioningMessage": message, "transitioningProgress": percent}

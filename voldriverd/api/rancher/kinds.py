@@ -3,13 +3,13 @@
 from collections.abc import Mapping
 from typing import Any, Final
 
-from voldriverd.api.rancher import apikeys, backups, places, pools, snapshots, volumes
+from voldriverd.api.rancher import apikeys, backups, places, pools, snapshots, targets, volumes
 from voldriverd.api.rancher.kind import Kind
 
 ALL: Final[Mapping[str, Kind[Any]]] = {
     kind.schema.id: kind
     for kind in (
-        *(volumes.KIND, snapshots.KIND, backups.BACKUPS, backups.TARGETS, pools.KIND, apikeys.KIND),
+        *(volumes.KIND, snapshots.KIND, backups.KIND, targets.KIND, pools.KIND, apikeys.KIND),
         *(places.MOUNTS, places.HOSTS),
     )
 }

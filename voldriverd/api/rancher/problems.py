@@ -10,9 +10,17 @@ from typing import Any, Final
 
 from voldriverd.errors import Error, Exists, InUse, Invalid, NotFound, Unsupported, Unusable
 
-_CODES: Final = {"snapshotId": "InvalidReference", "to": "InvalidReference", "name": "InvalidCharacters"}
+_CODES: Final = {
+    **dict.fromkeys(("snapshotId", "to", "backupId", "backupTargetId"), "InvalidReference"),
+    "name": "InvalidCharacters",
+}
 """The codes of our Invalid by its field; of all others it is InvalidOption."""
-_OWN_FIELDS: Final = frozenset({*_CODES, "driver", "driverOpts", "size", "expires", "path", "protected", "labels"})
+_OWN_FIELDS: Final = frozenset(
+    {
+        *(*_CODES, "driver", "driverOpts", "size", "expires", "path", "protected", "labels", "sample"),
+        *("url", "nfsConfig", "endpoint", "region", "accessKey", "secretKey", "passphrase"),
+    }
+)
 """Fields of resources and inputs that an Invalid of the engine may name; what else it names is a driver's option."""
 
 

@@ -36,6 +36,8 @@ class Field:
     """In the answer to its creation only."""
     is_addition: bool = False
     """Not in Rancher's schema of this type, but ours."""
+    has_filter: bool = True
+    """Whether lists can be filtered and sorted by it, if its type has modifiers."""
 
     @property
     def kind(self) -> str:
@@ -54,6 +56,8 @@ class Action:
 
     output: str
     input: str | None = None
+    other_output: str | None = None
+    """What it answers with where the input asks for more; a client's schema holds one of the two."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +97,11 @@ class Schema:
         """Return the fields that lists can be filtered by, each with its modifiers."""
         if not self.is_listable:
             return {}
-        return {name: MODIFIERS[each.kind] for name, each in self.fields.items() if each.kind in MODIFIERS}
+        return {
+            name: MODIFIERS[each.kind]
+            for name, each in self.fields.items()
+            if each.kind in MODIFIERS and each.has_filter
+        }
 
 
 def show(schema: Schema, base: str) -> dict[str, Any]:

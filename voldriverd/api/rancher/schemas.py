@@ -5,9 +5,10 @@ ours bears the name of a link or an action, for Rancher's Python client binds th
 """
 
 from collections.abc import Mapping
-from typing import Final
+from dataclasses import replace
+from typing import Any, Final
 
-from voldriverd import model, names
+from voldriverd import driver, model, names
 from voldriverd.api.rancher.schema import Action, Field, Link, Schema
 
 DESCRIPTION_MAX: Final = 1_024
@@ -18,17 +19,19 @@ VOLUME_STATES: Final = (
     *("updating-active", "updating-inactive", "removed", "purged"),
 )
 SNAPSHOT_STATES: Final = ("creating", "created", "backing-up", "removed")
+BACKUP_STATES: Final = tuple(state.value for state in model.BackupState)
 HEALTHS: Final = ("available", "unavailable")
+FORMATS: Final = tuple(format_.value for format_ in driver.StreamFormat)
 ROLES: Final = tuple(role.value for role in model.Role)
 
 
-def _own(type_: str, description: str, *, update: bool = False, create: bool = False, nullable: bool = True) -> Field:
-    return Field(type_, create=create, update=update, nullable=nullable, description=description, is_addition=True)
+def _own(type_: str, description: str, **marks: Any) -> Field:
+    return Field(type_, description=description, is_addition=True, **marks)
 
 
-def _common(states: tuple[str, ...]) -> dict[str, Field]:
+def _common(states: tuple[str, ...], *, unfiltered: tuple[str, ...] = ()) -> dict[str, Field]:
     """Return the fields that every resource has (rancher-api 3)."""
-    return {
+    fields = {
         "accountId": Field("reference[account]"),
         "created": Field("date"),
         "description": Field("string", max_length=DESCRIPTION_MAX),
@@ -42,8 +45,11 @@ def _common(states: tuple[str, ...]) -> dict[str, Field]:
         "transitioningProgress": Field("int"),
         "uuid": Field("string", max_length=128),
     }
+    return fields | {name: replace(fields[name], has_filter=False) for name in unfiltered}
 
 
+_PROGRESS: Final = ("transitioningMessage", "transitioningProgress")
+"""What changes all the time while something is made; the store, which filters very many, does not know it."""
 _NAME: Final = Field("string", create=True, required=True, nullable=False, unique=True, max_length=names.NAME_MAX)
 _DESCRIPTION: Final = Field("string", create=True, update=True, max_length=DESCRIPTION_MAX)
 _SNAPSHOT_NAME: Final = Field("string", create=True, update=True, max_length=names.NAME_MAX)
@@ -58,6 +64,8 @@ _TARGET_NAME: Final = Field(
     valid_chars="a-zA-Z0-9_.-",
 )
 _EXPIRES: Final = _own("date", "when it is removed by itself", create=True)
+_BACKUP_NAME: Final = Field("string", create=True, max_length=255)
+_TARGET_OF: Final = Field("reference[backupTarget]", create=True, max_length=255)
 
 VOLUME: Final = Schema(
     id="volume",
@@ -85,7 +93,9 @@ VOLUME: Final = Schema(
         "labels": _own("map[string]", "free labels, replaced as a whole", create=True, update=True),
         "protected": _own("boolean", "whether its removal is refused", create=True, update=True, nullable=False),
         "health": Field("enum", options=HEALTHS, nullable=False, is_addition=True),
-        "displacedSnapshotId": _own("reference[snapshot]", "in the answer of reverttosnapshot: what was displaced"),
+        "displacedSnapshotId": _own(
+            "reference[snapshot]", "in the answer of reverttosnapshot and restorefrombackup: what was displaced"
+        ),
     },
     actions={
         "snapshot": Action(input="volumeSnapshotInput", output="snapshot"),
@@ -98,6 +108,8 @@ VOLUME: Final = Schema(
         "deactivate": Action(output="volume"),
         "clone": Action(input="volumeCloneInput", output="volume"),
         "resize": Action(input="volumeResizeInput", output="volume"),
+        "backup": Action(input="volumeBackupInput", output="backup"),
+        "cancel": Action(output="volume"),
     },
     links={
         "snapshots": Link("snapshot", here="id", there="volumeId"),
@@ -112,7 +124,7 @@ SNAPSHOT: Final = Schema(
     letters="s",
     collection_methods=("GET", "POST"),
     resource_methods=("GET", "PUT", "DELETE"),
-    fields=_common(SNAPSHOT_STATES)
+    fields=_common(SNAPSHOT_STATES, unfiltered=_PROGRESS)
     | {
         "name": _SNAPSHOT_NAME,
         "description": _DESCRIPTION,
@@ -120,11 +132,11 @@ SNAPSHOT: Final = Schema(
         "managedVolumeUUID": Field("string"),
         "removeTime": _own("date", "when it is destroyed with its volume, which is in the trash"),
         "sizeBytes": _own("int", "the size of the volume then; null: it had no limit"),
-        "automatic": _own("boolean", "whether a revert or restore made it", nullable=False),
+        "automatic": _own("boolean", "whether a revert, a restore or a backup made it", nullable=False),
         "expires": _EXPIRES,
     },
     actions={
-        "backup": Action(input="snapshotBackupInput", output="snapshot"),
+        "backup": Action(input="snapshotBackupInput", output="snapshot", other_output="backup"),
         "remove": Action(output="snapshot"),
     },
     links={
@@ -138,7 +150,7 @@ BACKUP: Final = Schema(
     letters="b",
     collection_methods=("GET",),
     resource_methods=("GET", "DELETE"),
-    fields=_common(("creating", "created", "removed"))
+    fields=_common(BACKUP_STATES, unfiltered=("transitioning", *_PROGRESS))
     | {
         "name": _SNAPSHOT_NAME,
         "description": _DESCRIPTION,
@@ -146,8 +158,24 @@ BACKUP: Final = Schema(
         "snapshotId": Field("reference[snapshot]"),
         "volumeId": Field("reference[volume]"),
         "uri": Field("string", max_length=4_096),
+        "volumeName": _own("string", "of the volume then", nullable=False),
+        "volumeUUID": _own("string", "of the volume, here or on the host that has it", nullable=False),
+        "snapshotName": _own("string", "of the snapshot then"),
+        "host": _own("string", "the name of the host that made it", nullable=False),
+        "driver": _own("string", "of the volume then; it can be restored into any", nullable=False),
+        "format": _own("enum", "how it is written down; null: not yet", options=FORMATS),
+        "parentId": _own("reference[backup]", "the one that it builds on; null: it is a whole one", has_filter=False),
+        "sizeBytes": _own("int", "the size of the volume then; null: it had no limit"),
+        "contentBytes": _own("int", "the length of what was written down, uncompressed", nullable=False),
+        "storedBytes": _own("int", "what the target holds for it and for none before it", nullable=False),
+        "taken": _own("date", "when the snapshot was made", nullable=False),
+        "verified": _own("date", "when all of it was last read and found right"),
     },
-    actions={"remove": Action(output="backup")},
+    actions={
+        "remove": Action(output="backup"),
+        "cancel": Action(output="backup"),
+        "verify": Action(input="backupVerifyInput", output="backup"),
+    },
     links={
         "backuptarget": Link("backupTarget", here="backupTargetId", there="id", is_single=True),
         "snapshot": Link("snapshot", here="snapshotId", there="id", is_single=True),
@@ -168,11 +196,19 @@ BACKUP_TARGET: Final = Schema(
         "url": _own("string", "s3://bucket/prefix or file:///directory", create=True),
         "endpoint": _own("string", "of an S3 server that is not Amazon's", create=True),
         "region": _own("string", "of the bucket", create=True),
-        "accessKey": _own("password", "never shown", create=True),
+        "accessKey": _own("password", "with secretKey, or else the daemon's environment; never shown", create=True),
         "secretKey": _own("password", "never shown", create=True),
         "passphrase": _own("password", "encrypts what is backed up; never shown", create=True),
+        "isConfigured": _own("boolean", "whether the configuration file defines it", nullable=False),
+        "isDefault": _own("boolean", "whether backups go there that name no target", nullable=False),
+        "health": Field("enum", options=HEALTHS, nullable=False, is_addition=True),
+        "freedBytes": _own("int", "in the answer of prune: what was deleted"),
     },
-    actions={"remove": Action(output="backupTarget")},
+    actions={
+        "remove": Action(output="backupTarget"),
+        "scan": Action(output="backupTarget"),
+        "prune": Action(output="backupTarget"),
+    },
     links={"backups": Link("backup", here="id", there="backupTargetId")},
 )
 
@@ -228,6 +264,8 @@ HOST: Final = Schema(
         "mountedCount": _own("int", "of these, how many are mounted", nullable=False),
         "snapshotCount": _own("int", "snapshots of these", nullable=False),
         "trashCount": _own("int", "volumes in the trash", nullable=False),
+        "targetCount": _own("int", "places where backups go", nullable=False),
+        "backupCount": _own("int", "backups that are known here", nullable=False),
     },
 )
 
@@ -309,14 +347,26 @@ INPUTS: Final = (
     ),
     Schema(
         id="restoreFromBackupInput",
-        fields={"backupId": Field("reference[backup]", create=True, required=True, nullable=False)},
+        fields={
+            "backupId": Field("reference[backup]", create=True, required=True, nullable=False),
+            "allowHoles": _own("boolean", "leave out what of it is damaged, and list that", create=True),
+        },
     ),
     Schema(
         id="snapshotBackupInput",
         fields={
-            "backupTargetId": Field("reference[backupTarget]", create=True, max_length=255),
-            "name": Field("string", create=True, max_length=255),
+            "backupTargetId": _TARGET_OF,
+            "name": _BACKUP_NAME,
+            "description": _own("string", "of the backup", create=True, max_length=DESCRIPTION_MAX),
         },
+    ),
+    Schema(
+        id="volumeBackupInput",
+        fields={"backupTargetId": _TARGET_OF, "name": _BACKUP_NAME, "description": _DESCRIPTION},
+    ),
+    Schema(
+        id="backupVerifyInput",
+        fields={"sample": _own("string", "how much of it to read, as in 10%; all of it", create=True)},
     ),
     Schema(
         id="nfsConfig",

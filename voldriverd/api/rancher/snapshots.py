@@ -9,8 +9,7 @@ from urllib.parse import parse_qsl
 from aiohttp import web
 
 from voldriverd import model, names
-from voldriverd.api.rancher import body, ids, problems, schemas, searches, streams, times
-from voldriverd.api.rancher.backups import NONE_YET
+from voldriverd.api.rancher import backups, body, ids, problems, schemas, searches, streams, times
 from voldriverd.api.rancher.body import Body
 from voldriverd.api.rancher.filters import Wish
 from voldriverd.api.rancher.kind import ACCOUNT, Kind, Made, Stream, number, transition
@@ -47,7 +46,7 @@ async def _find(service: Service, text: str) -> model.Snapshot:
 
 
 async def _select(service: Service, wish: Wish, offset: int, limit: int) -> list[model.Snapshot]:
-    return await service.runner.in_thread(service.store.search_snapshots, searches.search(wish, offset, limit))
+    return await service.runner.in_thread(service.store.search_snapshots, searches.snapshots(wish, offset, limit))
 
 
 def _is_live(service: Service, snapshot: model.Snapshot) -> bool:
@@ -65,9 +64,10 @@ def _show(service: Service, snapshot: model.Snapshot) -> dict[str, Any]:
     state, removed_at, destroy_at = snapshot.state, snapshot.removed_at, None
     if volume is not None and not volume.is_live and state is not SnapshotState.REMOVED:
         state, removed_at, destroy_at = SnapshotState.REMOVED, volume.removed_at, volume.destroy_at
+    going = [] if state is not SnapshotState.CREATED else _going(service, snapshot)
     return {
         "name": snapshot.name,
-        "state": state.value,
+        "state": "backing-up" if going else state.value,
         "accountId": ACCOUNT,
         "automatic": snapshot.is_automatic,
         "description": snapshot.description,
@@ -79,8 +79,19 @@ def _show(service: Service, snapshot: model.Snapshot) -> dict[str, Any]:
         **times.shown(
             created=snapshot.created_at, expires=snapshot.expires_at, removed=removed_at, removeTime=destroy_at
         ),
-        **transition(is_going=state is SnapshotState.CREATING, fault=None),
+        **transition(
+            is_going=state is SnapshotState.CREATING or bool(going),
+            fault=None,
+            job=service.jobs.get(going[0].shown_name) if going else None,
+        ),
     }
+
+
+def _going(service: Service, snapshot: model.Snapshot) -> list[model.Backup]:
+    """Return the backups on their way by which it is `backing-up` (D7)."""
+    return [
+        each for each in service.store.creating_backups() if each.is_of_snapshot and each.snapshot_id == snapshot.id
+    ]
 
 
 def _offered(service: Service, snapshot: model.Snapshot) -> frozenset[str]:
@@ -90,8 +101,6 @@ def _offered(service: Service, snapshot: model.Snapshot) -> frozenset[str]:
 
 async def _refusal(service: Service, snapshot: model.Snapshot, action: str) -> str:
     what = f"cannot {_VERBS.get(action, action)} snapshot {snapshot.shown_name}"
-    if action == "backup":
-        return f"{what}: {NONE_YET}"
     if snapshot.state is SnapshotState.CREATED and not _is_live(service, snapshot):
         return f"{what}: it is in the trash with its volume"
     return f"{what}: it is {snapshot.state.value}"
@@ -128,6 +137,15 @@ async def _remove(service: Service, snapshot: model.Snapshot) -> Made:
 
 async def _remove_action(service: Service, snapshot: model.Snapshot, _body: Body) -> Made:
     return await _remove(service, snapshot)
+
+
+async def _backup(service: Service, snapshot: model.Snapshot, given: Body) -> Made:
+    """Begin a backup: with a target the answer is the backup, without one the snapshot (D7)."""
+    wish = backups.wish(service, body.parse_creation(schemas.ALL["snapshotBackupInput"], given))
+    backup = await service.backups.create(snapshot.id, **wish)
+    if wish["target_id"] is not None:
+        return backups.made(service, backup)
+    return Made("snapshot", service.snapshot_row(snapshot.id))
 
 
 async def _difference(
@@ -175,6 +193,6 @@ KIND: Final = Kind(
     create=_create,
     update=_update,
     remove=_remove,
-    actions={"remove": _remove_action},
+    actions={"backup": _backup, "remove": _remove_action},
     streams={"difference": _DIFFERENCE, "archive": _ARCHIVE},
 )

@@ -1,26 +1,29 @@
 """Volumes as resources: create, set, remove, and their actions."""
 
 from collections.abc import Mapping
-from dataclasses import replace
 from http import HTTPStatus
 from typing import Any, Final
 
 from voldriverd import model, names
-from voldriverd.api.rancher import body, ids, problems, schemas, snapshots, times
-from voldriverd.api.rancher.backups import NONE_YET
+from voldriverd.api.rancher import body, creations, ids, problems, restores, schemas, snapshots, times
 from voldriverd.api.rancher.body import Body
 from voldriverd.api.rancher.filters import Wish
 from voldriverd.api.rancher.kind import ACCOUNT, Kind, Made, number, transition
 from voldriverd.api.rancher.problems import Problem
 from voldriverd.engine import creation, use
-from voldriverd.errors import Error, Exists, InUse, Invalid, NotFound
+from voldriverd.engine import restores as engine_restores
+from voldriverd.errors import Error, Exists, InUse, NotFound
 from voldriverd.model import VolumeState
 from voldriverd.service import API_ANSWER_S, API_WAIT_S, Service
 
-_GOING: Final = {VolumeState.REGISTERING, VolumeState.REVERTING, VolumeState.UPDATING}
+_GOING: Final = {
+    *(VolumeState.REGISTERING, VolumeState.REVERTING, VolumeState.UPDATING, VolumeState.RESTORING),
+}
 _VERBS: Final = {
     "reverttosnapshot": "revert",
     "restorefrombackup": "restore",
+    "backup": "back up",
+    "cancel": "cancel the restore of",
     "activate": "mount",
     "deactivate": "unmount",
 }
@@ -57,6 +60,7 @@ def _show(service: Service, volume: model.Volume) -> dict[str, Any]:
     is_mounted = bool(service.store.mounts(volume.id))
     pool = service.engine.pools.get(volume.pool_id)
     usage = service.usages.known(volume.id)
+    is_fault = volume.message is not None and engine_restores.is_fault(volume.message)
     return {
         "name": volume.name,
         "state": model.shown_state(volume, is_mounted=is_mounted),
@@ -82,7 +86,12 @@ def _show(service: Service, volume: model.Volume) -> dict[str, Any]:
         "usedBytes": None if usage is None else usage.used_bytes,
         "uuid": volume.uuid,
         **times.shown(created=volume.created_at, removed=volume.removed_at, removeTime=volume.destroy_at),
-        **transition(is_going=volume.state in _GOING, fault=volume.message or service.runner.fault(f"1v{volume.id}")),
+        **transition(
+            is_going=volume.state in _GOING,
+            fault=volume.message if is_fault else service.runner.fault(f"1v{volume.id}"),
+            note=volume.message,
+            job=service.jobs.get(f"1v{volume.id}"),
+        ),
     }
 
 
@@ -98,79 +107,20 @@ async def _refusal(service: Service, volume: model.Volume, action: str) -> str:
         return f"{what}: it is in the trash" if volume.state is VolumeState.REMOVED else f"{what}: it is destroyed"
     if volume.state in _GOING:
         return f"{what}: it is {volume.state.value}"
-    if action == "restorefrombackup":
-        return f"{what}: {NONE_YET}"
     held = service.store.mounts(volume.id)
-    if held and action in {"reverttosnapshot", "remove"}:
+    if held and action in {"reverttosnapshot", "restorefrombackup", "remove"}:
         try:
             return await service.runner.in_thread(use.describe, service.engine, volume, what)
         except Error:  # the pool has gone: the counter's word is all there is
             return f"{what}: it is mounted by {use.holder_name(held[0])}"
     reasons = {
+        "cancel": "none is running",
         "restore": "it is not in the trash",
         "purge": "it is not in the trash; remove it first",
         "activate": "the host has it mounted already",
         "deactivate": "the host does not have it mounted",
     }
     return f"{what}: {reasons[action]}"
-
-
-async def _create(service: Service, given: Body) -> Made:
-    fields = body.parse_creation(schemas.VOLUME, _with_driver(service, given))
-    name = names.volume_name(fields["name"])
-    options = fields.get("driverOpts") or {}
-    request = creation.Request(
-        name, _parse_options(fields, options), options, fields.get("description") or None, must_be_new=True
-    )
-    return await _made(service, request)
-
-
-async def _made(service: Service, request: creation.Request) -> Made:
-    volume = await service.create(request, answer_s=API_ANSWER_S, wait_s=API_WAIT_S)
-    return Made("volume", volume, HTTPStatus.CREATED)
-
-
-def _with_driver(service: Service, given: Body) -> Body:
-    """Fill in the driver of a creation whose options say which it is: by its name, its pool or its source.
-
-    A pool or source that does not exist is refused later, by the engine's own words.
-    """
-    options = given.get("driverOpts")
-    if "driver" in given or not isinstance(options, dict):
-        return given
-    if isinstance(options.get("driver"), str):
-        return {**given, "driver": options["driver"]}
-    found = [pool.row.driver for pool in service.engine.pools if pool.row.name == options.get("pool")]
-    if not found and isinstance(options.get("from"), str):
-        source = service.store.volume_named(options["from"].partition("@")[0])
-        found = [] if source is None else [source.driver]
-    is_named = bool({"pool", "from"} & options.keys())
-    return {**given, "driver": (found or [service.engine.pools.default_driver])[0]} if is_named else given
-
-
-def _parse_options(fields: Body, options: Mapping[str, str]) -> names.VolumeOptions:
-    """Parse the driver's options together with the fields that say the same. Raises Invalid, Problem (they differ)."""
-    parsed = names.parse_options(options)
-    labels = _parse_labels(fields.get("labels") or {})
-    is_protected = fields.get("protected")
-    pairs = [("driver", parsed.driver, fields["driver"]), ("protected", parsed.protected, is_protected)]
-    pairs += [("labels", parsed.labels.get(key), value) for key, value in labels.items()]
-    for field, option, value in pairs:
-        if option is not None and value is not None and option != value:
-            message = f"cannot use {field} {value}: driverOpts says {option}"
-            raise problems.invalid("InvalidOption", message, field=field)
-    return replace(
-        names.parse_options({**options, "driver": fields["driver"]}),
-        protected=parsed.protected if is_protected is None else is_protected,
-        labels={**parsed.labels, **labels},
-    )
-
-
-def _parse_labels(labels: Mapping[str, str]) -> Mapping[str, str]:
-    try:
-        return names.parse_options({f"label.{key}": value for key, value in labels.items()}).labels
-    except Invalid as err:
-        raise problems.invalid("InvalidOption", str(err), field="labels") from err
 
 
 async def _update(service: Service, volume: model.Volume, given: Body) -> Made:
@@ -181,7 +131,7 @@ async def _update(service: Service, volume: model.Volume, given: Body) -> Made:
     if "protected" in fields:
         changes["is_protected"] = fields["protected"]
     if "labels" in fields:
-        changes["labels"] = _parse_labels(fields["labels"] or {})
+        changes["labels"] = creations.parse_labels(fields["labels"] or {})
     if not changes:
         return Made("volume", volume)
     return Made("volume", await service.set_properties(volume.id, **changes))
@@ -260,7 +210,7 @@ async def _clone(service: Service, volume: model.Volume, given: Body) -> Made:
     options = {"from": str(source)} | ({} if size is None else {"size": size})
     parsed = names.VolumeOptions(source=source, size_bytes=None if size is None else names.size(size))
     request = creation.Request(name, parsed, options, fields.get("description") or None, must_be_new=True)
-    return await _made(service, request)
+    return await creations.make(service, request)
 
 
 async def _resize(service: Service, volume: model.Volume, given: Body) -> Made:
@@ -299,7 +249,7 @@ KIND: Final = Kind(
     offered=_offered,
     refusal=_refusal,
     refresh=_refresh,
-    create=_create,
+    create=creations.create,
     update=_update,
     remove=_remove,
     actions={
@@ -312,5 +262,8 @@ KIND: Final = Kind(
         "deactivate": _deactivate,
         "clone": _clone,
         "resize": _resize,
+        "backup": restores.back_up,
+        "restorefrombackup": restores.restore,
+        "cancel": restores.cancel,
     },
 )

@@ -103,7 +103,8 @@ def _operations(schema: Schema) -> _Json:
 
 def _act(schema: Schema) -> _Json:
     inputs = tuple(shapes.named(action.input) for action in schema.actions.values() if action.input is not None)
-    outputs = sorted({action.output for action in schema.actions.values()})
+    given = [each for action in schema.actions.values() for each in (action.output, action.other_output)]
+    outputs = sorted({output for output in given if output is not None})
     answer = _answer({"anyOf": [shapes.named(output) for output in outputs]})
     name = {"name": "action", "in": "query", "required": True, "schema": {"enum": list(schema.actions)}}
     operation = _change(f"actOn{_title(schema.id)}", inputs, schema, ())

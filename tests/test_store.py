@@ -82,6 +82,7 @@ def target(number: int, name: str, **changes: object) -> model.Target:
         secret_key="secret",
         passphrase="open sesame",
         mount_options="soft",
+        repository_uuid="there",
         created_at=NOW,
     )
     return replace(made, **changes)  # type: ignore[arg-type]

@@ -228,6 +228,8 @@ class Target:
     """None: not encrypted, or the file of a configured target."""
     mount_options: str | None = None
     """nfs: as mount(8) takes them."""
+    repository_uuid: str | None = None
+    """What was found there when it was first used; a place that holds another one now is not mounted, or not it."""
     created_at: datetime | None = None
     removed_at: datetime | None = None
 

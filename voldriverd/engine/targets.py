@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from voldriverd import model, names
-from voldriverd.backup.faults import Fault, Kind
+from voldriverd.backup.faults import Cancelled, Fault, Kind
 from voldriverd.backup.objects import Place
 from voldriverd.backup.repository import Repository
 from voldriverd.engine import failures, trees
@@ -119,6 +119,7 @@ def configure(engine: "Engine") -> None:
             secret_key=None,
             passphrase=None,
             mount_options=spec.mount_options,
+            repository_uuid=present.repository_uuid if present is not None and present.url == spec.url else None,
         )
         if wanted != present:
             _put(engine, wanted)
@@ -162,6 +163,7 @@ def opened(
     target = row(engine, target_id)
     try:
         with _opened(engine, target, cancelled) as repository:
+            _recognise(engine, target, repository)
             engine.targets.note(target_id, None)
             yield repository
     except Fault as err:
@@ -174,7 +176,8 @@ def look(engine: "Engine", target_id: model.TargetId, *, cancelled: threading.Ev
     """Open a target, for its health alone. Raises what `opened` raises."""
     target = row(engine, target_id)
     try:
-        with _opened(engine, target, cancelled):
+        with _opened(engine, target, cancelled) as repository:
+            _recognise(engine, target, repository)
             engine.targets.note(target_id, None)
     except Error as err:
         engine.targets.note(target_id, str(err))
@@ -182,7 +185,10 @@ def look(engine: "Engine", target_id: model.TargetId, *, cancelled: threading.Ev
 
 
 def create(engine: "Engine", draft: model.TargetDraft, *, cancelled: threading.Event | None = None) -> model.Target:
-    """Make a target of a place that can be used. Raises Exists (the name is taken) and what `opened` raises."""
+    """Make a target of a place that can be used. Raises Exists (the name is taken) and what `opened` raises.
+
+    Nothing is made once `cancelled` is set.
+    """
     what = f"cannot create target {draft.name}"
     if engine.store.target_named(draft.name) is not None:
         raise Exists(f"{what}: a target of this name exists")
@@ -198,9 +204,12 @@ def create(engine: "Engine", draft: model.TargetDraft, *, cancelled: threading.E
         passphrase=_text(draft.passphrase),
         mount_options=draft.mount_options,
     )
-    with _opened(engine, target, cancelled):
-        engine.targets.note(target.id, None)
+    with _opened(engine, target, cancelled) as repository:
+        target = replace(target, repository_uuid=repository.uuid)
+    if cancelled is not None and cancelled.is_set():
+        raise Cancelled
     _put(engine, target)
+    engine.targets.note(target.id, None)
     return target
 
 
@@ -250,6 +259,18 @@ def _opened(engine: "Engine", target: model.Target, cancelled: threading.Event |
             repository = Repository.open(place, passphrase, cancelled=cancelled)
         stack.callback(repository.close)
         yield repository
+
+
+def _recognise(engine: "Engine", target: model.Target, repository: Repository) -> None:
+    """Refuse a place that holds another repository than before: most often a disk that is not mounted."""
+    if target.repository_uuid is None:
+        _put(engine, replace(target, repository_uuid=repository.uuid))
+    elif target.repository_uuid != repository.uuid:
+        message = (
+            f"cannot use target {target.name}: {target.url} holds another repository than before ({repository.uuid}): "
+            "is it mounted? If it was emptied on purpose, make a target of another name"
+        )
+        raise Fault(message, kind=Kind.OCCUPIED)
 
 
 @contextmanager

@@ -179,6 +179,7 @@ def target_values(target: model.Target) -> tuple[Any, ...]:
         target.secret_key,
         target.passphrase,
         target.mount_options,
+        target.repository_uuid,
         _text(target.created_at),
         _text(target.removed_at),
     )
@@ -199,8 +200,9 @@ def target(row: tuple[Any, ...]) -> model.Target:
         secret_key=row[9],
         passphrase=row[10],
         mount_options=row[11],
-        created_at=_time(row[12]),
-        removed_at=_time(row[13]),
+        repository_uuid=row[12],
+        created_at=_time(row[13]),
+        removed_at=_time(row[14]),
     )
 
 

@@ -108,6 +108,7 @@ CREATE TABLE targets (
     secret_key TEXT,
     passphrase TEXT,
     mount_options TEXT,
+    repository_uuid TEXT,
     created_at TEXT,
     removed_at TEXT
 );

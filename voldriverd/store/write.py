@@ -115,7 +115,7 @@ class Write:
     def put_target(self, target: model.Target) -> None:
         """Insert or replace a target's row."""
         self._connection.execute(
-            f"INSERT INTO targets VALUES ({_marks(14)}) ON CONFLICT (id) DO UPDATE SET {_TARGET_CHANGES}",
+            f"INSERT INTO targets VALUES ({_marks(15)}) ON CONFLICT (id) DO UPDATE SET {_TARGET_CHANGES}",
             rows.target_values(target),
         )
         self.targets.append(target)
@@ -237,7 +237,8 @@ _VOLUME_CHANGES: Final = _changes(
 _SNAPSHOT_CHANGES: Final = _changes("name description key state size_bytes expires_at removed_at")
 _API_KEY_CHANGES: Final = _changes("name description secret_hash removed_at")
 _TARGET_CHANGES: Final = _changes(
-    "name description is_configured url endpoint region access_key secret_key passphrase mount_options removed_at"
+    "name description is_configured url endpoint region access_key secret_key passphrase mount_options "
+    "repository_uuid removed_at"
 )
 _BACKUP_CHANGES: Final = _changes(
     "name description format state parent_uuid key content_bytes stored_bytes message verified_at removed_at"

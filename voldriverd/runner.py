@@ -53,7 +53,7 @@ class Runner:
 
     async def run(self, verb: str, function: Callable[..., _T], *arguments: object, is_long: bool = False) -> _T:
         """Run something that blocks as a verb: who watches the store is told its name."""
-        return await self.in_thread(_as_cause, verb, function, *arguments, is_long=is_long)
+        return await self.in_thread(as_cause, verb, function, *arguments, is_long=is_long)
 
     def spawn(self, work: Awaitable[_T]) -> "asyncio.Task[_T]":
         """Start something that goes on when who asked for it hangs up."""
@@ -157,7 +157,8 @@ async def timed(verb: str, name: str, work: Awaitable[_T]) -> _T:
     return result
 
 
-def _as_cause(verb: str, function: Callable[..., _T], *arguments: object) -> _T:
+def as_cause(verb: str, function: Callable[..., _T], *arguments: object) -> _T:
+    """Call a function, in a thread, as a verb: who watches the store is told its name."""
     token = CAUSE.set(verb)
     try:
         return function(*arguments)

@@ -5,8 +5,9 @@ links, holes, fifos, devices, inode flags, and the root directory itself as `./`
 times, project ids, verity, encryption; a space that is reserved becomes a hole; nested subvolumes become directories.
 The same tree gives the same bytes again. In each directory what is no directory comes first, both sorted by name.
 
-Written here and not by GNU tar, which (1.34) puts its process id into the names of sparse files and gives up at paths
-of 4,096 bytes; and extracted here because what a file system cannot hold is to be told by errno and not by text.
+Written here and not by GNU tar, which (1.34) puts its process id into the names of sparse files, makes two of a fifo
+or device that has two names, and gives up at paths of 4,096 bytes (nobody extracts those by hand). Extracted here
+because what a file system cannot hold is to be told by errno and not by text.
 """
 
 import errno
@@ -83,7 +84,11 @@ def extract(parts: Iterator[Part], into: Path) -> tuple[str, ...]:
     what the parts raise.
     """
     with tree.Cursor(into) as cursor:
-        return unpacking.Unpacker(parts, cursor).run()
+        root_fd = os.dup(cursor.fd)
+        try:
+            return unpacking.Unpacker(parts, cursor, root_fd).run()
+        finally:
+            os.close(root_fd)
 
 
 @dataclass(slots=True)

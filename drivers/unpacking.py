@@ -8,12 +8,12 @@ its times stay; flags that forbid changes to a file are set at the end, for it m
 import errno
 import os
 import stat
-import time
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final, Self
 
+from drivers.inodes import Inodes, shown
 from voldriverd.driver import Part
 from voldriverd.errors import Unusable
 from voldriverd.kernel import attributes, content, fs, tar, tree
@@ -21,22 +21,15 @@ from voldriverd.kernel.reader import Reader
 
 _ZEROS: Final = bytes(tar.BLOCK_BYTES)
 _END_BLOCKS: Final = 2
-_END_BLOCKS_MAX: Final = 20
-"""GNU tar fills its last record of so many blocks."""
+_END_BLOCKS_MAX: Final = 21
+"""GNU tar fills its last record of 20 blocks."""
 _LATE_FLAGS: Final = fs.FS_IMMUTABLE_FL | fs.FS_APPEND_FL
-_CANNOT_HOLD: Final = frozenset({errno.EOPNOTSUPP, errno.ENOTTY, errno.E2BIG, errno.EINVAL, errno.EPERM, errno.ERANGE})
-"""What a file system answers to an attribute or flag that it has no place for."""
-_ROOM_BYTES: Final = 1 << 20
-"""With so much free, ENOSPC for an attribute means that the inode has no room for it (ext4)."""
-_TIMES_NS: Final = range(2**31 * 10**9)
-"""What every file system holds; others are read back."""
 _NO_WAY: Final = frozenset({errno.ELOOP, errno.ENOTDIR, errno.EXDEV, errno.EBUSY})
 _TYPES: Final = {
     tar.Kind.CHARACTER: stat.S_IFCHR,
     tar.Kind.BLOCK: stat.S_IFBLK,
     tar.Kind.FIFO: stat.S_IFIFO,
 }
-_PATH_SHOWN: Final = 200
 _PATH_MAX: Final = 4_095
 """linux/limits.h, less the zero at the end."""
 
@@ -44,20 +37,19 @@ _PATH_MAX: Final = 4_095
 class Unpacker:
     """One run of archive.extract."""
 
-    def __init__(self, parts: Iterator[Part], cursor: tree.Cursor) -> None:
-        """Stand in an empty directory, before the first part."""
+    def __init__(self, parts: Iterator[Part], cursor: tree.Cursor, root_fd: int) -> None:
+        """Stand in an empty directory, which `root_fd` is too."""
         self._source = Reader(part.data or bytes(part.length) for part in parts)
         self._cursor = cursor
-        self._root_fd = cursor.fd
+        self._root_fd = root_fd
+        self._inodes = Inodes(root_fd)
         self._at = bytearray()
         self._levels: list[_Level] = []
         self._late_flags: list[tuple[bytes, int]] = []
-        self._notes = _Notes()
-        self._now_ns = time.time_ns()
+        self._lost_bytes = 0
 
     def run(self) -> tuple[str, ...]:
         """Extract everything; see archive.extract."""
-        self._root_fd = os.dup(self._cursor.fd)
         try:
             _strip_acls(self._root_fd)
             self._levels.append(_Level.of(self._root_fd, None))
@@ -66,14 +58,15 @@ class Unpacker:
             self._climb(b"")
             self._leave()
             for path, flags in self._late_flags:
-                self._set_late_flags(path, flags)
+                self._add_late_flags(path, flags)
         except EOFError as err:
             if err is self._source.failure:
                 raise
             raise Unusable(f"cannot extract the archive: {err}") from err
-        finally:
-            os.close(self._root_fd)
-        return self._notes.texts()
+        notes = self._inodes.notes()
+        if self._lost_bytes:
+            notes = (*notes, f"{self._lost_bytes} bytes of the archive are lost, with whatever files began there")
+        return notes
 
     def _members(self) -> Iterator[tar.Member]:
         """Yield what the archive has; the content of each must have been read when the next one is asked for."""
@@ -84,7 +77,7 @@ class Unpacker:
                 zeros += 1
                 continue
             if zeros:
-                self._notes.lost_bytes += zeros * tar.BLOCK_BYTES
+                self._lost_bytes += zeros * tar.BLOCK_BYTES
                 zeros = 0
             try:
                 member = headers.take(piece)
@@ -98,7 +91,7 @@ class Unpacker:
         if zeros < _END_BLOCKS or not headers.is_between:
             raise Unusable(f"cannot extract the archive: it ends too early, at byte {self._source.position}")
         if zeros > _END_BLOCKS_MAX:
-            self._notes.lost_bytes += zeros * tar.BLOCK_BYTES
+            self._lost_bytes += zeros * tar.BLOCK_BYTES
 
     def _take(self, member: tar.Member) -> None:
         try:
@@ -106,11 +99,11 @@ class Unpacker:
         except OSError as err:
             if err is self._source.failure:
                 raise
-            raise OSError(err.errno, err.strerror, _shown(member.path)) from err
+            raise OSError(err.errno, err.strerror, shown(member.path)) from err
 
     def _make(self, member: tar.Member) -> None:
         if member.is_foreign:
-            raise Unusable(f"cannot extract {_shown(member.path)}: it is of a kind that no archive of ours has")
+            raise Unusable(f"cannot extract {shown(member.path)}: it is of a kind that no archive of ours has")
         path = member.path.removeprefix(b"./").rstrip(b"/")
         if path in {b"", b"."} and member.kind == tar.Kind.DIRECTORY:
             self._climb(b"")
@@ -154,7 +147,7 @@ class Unpacker:
             self._cursor.down(name)
         except OSError as err:
             if err.errno in _NO_WAY:
-                raise Unusable(f"cannot extract into {_shown(os.fsencode(name))}: it is no directory") from err
+                raise Unusable(f"cannot extract into {shown(os.fsencode(name))}: it is no directory") from err
             raise
         self._at += (b"/" if self._at else b"") + os.fsencode(name)
         self._levels.append(_Level.of(self._cursor.fd, member))
@@ -167,17 +160,17 @@ class Unpacker:
             os.utime(fd, ns=level.times_ns)
             return
         path = bytes(self._at) or b"."
-        self._add_flags(fd, level.member.flags & attributes.STORAGE_FLAGS, path)
-        self._set_attributes(fd, level.member, path)
-        self._add_flags(fd, level.member.flags & attributes.OTHER_FLAGS, path)
+        self._inodes.add_flags(fd, level.member.flags & attributes.STORAGE_FLAGS, path)
+        self._inodes.set(fd, level.member, path)
+        self._inodes.add_flags(fd, level.member.flags & attributes.OTHER_FLAGS, path)
 
     def _make_file(self, name: str, path: bytes, member: tar.Member) -> None:
         fd = os.open(name, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=self._cursor.fd)
         try:
-            self._add_flags(fd, member.flags & attributes.STORAGE_FLAGS, path)
+            self._inodes.add_flags(fd, member.flags & attributes.STORAGE_FLAGS, path)
             self._write(fd, member)
-            self._set_attributes(fd, member, path)
-            self._add_flags(fd, member.flags & attributes.OTHER_FLAGS & ~_LATE_FLAGS, path)
+            self._inodes.set(fd, member, path)
+            self._inodes.add_flags(fd, member.flags & attributes.OTHER_FLAGS & ~_LATE_FLAGS, path)
         finally:
             os.close(fd)
         if late := member.flags & _LATE_FLAGS:
@@ -203,7 +196,7 @@ class Unpacker:
         try:
             segments = tar.parse_map(self._source.blocks(end, block_bytes=tar.BLOCK_BYTES), member)
         except tar.Malformed as err:
-            self._notes.add(f"its content is lost, {err}", member.path)
+            self._inodes.note(f"its content is lost, {err}", member.path)
             return []
         return segments
 
@@ -215,7 +208,7 @@ class Unpacker:
             os.mknod(name, kind | 0o600, os.makedev(*member.device), dir_fd=self._cursor.fd)
         made = self._cursor.look(name)
         try:
-            self._set_attributes(attributes.place(made), member, member.path)
+            self._inodes.set(attributes.place(made), member, member.path)
         finally:
             os.close(made)
 
@@ -228,14 +221,14 @@ class Unpacker:
             try:
                 os.link(first, name, src_dir_fd=source_fd, dst_dir_fd=self._cursor.fd, follow_symlinks=False)
             except FileNotFoundError as err:
-                if not self._notes.lost_bytes:
-                    raise Unusable(f"cannot link {_shown(member.path)}: {_shown(member.link)} is not there") from err
-                self._notes.add("it is lost with the first name of its file", member.path)
+                if not self._lost_bytes:
+                    raise Unusable(f"cannot link {shown(member.path)}: {shown(member.link)} is not there") from err
+                self._inodes.note("it is lost with the first name of its file", member.path)
             except OSError as err:
                 if err.errno != errno.EMLINK:
                     raise
                 self._copy(source_fd, first, name)
-                self._notes.add(
+                self._inodes.note(
                     "a file has more names than this file system allows, so that this one is a copy", member.path
                 )
         finally:
@@ -270,51 +263,21 @@ class Unpacker:
         except OSError as err:
             os.close(fd)
             if err.errno in _NO_WAY:
-                raise Unusable(f"cannot extract a link to {_shown(path)}: there is no such directory") from err
+                raise Unusable(f"cannot extract a link to {shown(path)}: there is no such directory") from err
             raise
         return fd
 
-    def _set_attributes(self, where: int | str, member: tar.Member, path: bytes) -> None:
-        """Set owner, mode, extended attributes and times, in the order in which none undoes another."""
-        os.chown(where, member.uid, member.gid)
-        if member.kind != tar.Kind.SYMLINK:
-            os.chmod(where, member.mode)
-        for name, value in member.xattrs:
-            try:
-                os.setxattr(where, name, value)
-            except OSError as err:
-                if not self._cannot_hold(err):
-                    raise
-                self._notes.add(f"{os.fsdecode(name)!r} cannot be kept here ({err.strerror})", path)
-        os.utime(where, ns=(self._now_ns, member.mtime_ns))
-        if member.mtime_ns not in _TIMES_NS and os.stat(where).st_mtime_ns != member.mtime_ns:
-            self._notes.add("its time cannot be kept here", path)
-
-    def _add_flags(self, fd: int, flags: int, path: bytes) -> None:
-        try:
-            attributes.add_flags(fd, flags)
-        except OSError as err:
-            if not self._cannot_hold(err):
-                raise
-            self._notes.add(f"its inode flags (lsattr) cannot be kept here ({err.strerror})", path)
-
-    def _set_late_flags(self, path: bytes, flags: int) -> None:
+    def _add_late_flags(self, path: bytes, flags: int) -> None:
         parent, _, last = path.rpartition(b"/")
         dir_fd = self._open_directory(parent)
         try:
             fd = os.open(last, tree.READ | os.O_NOFOLLOW, dir_fd=dir_fd)
             try:
-                self._add_flags(fd, flags, path)
+                self._inodes.add_flags(fd, flags, path)
             finally:
                 os.close(fd)
         finally:
             os.close(dir_fd)
-
-    def _cannot_hold(self, err: OSError) -> bool:
-        if err.errno == errno.ENOSPC:
-            state = os.fstatvfs(self._root_fd)
-            return state.f_bavail * state.f_frsize > _ROOM_BYTES
-        return err.errno in _CANNOT_HOLD
 
 
 @dataclass(slots=True)
@@ -331,32 +294,10 @@ class _Level:
         return cls(member, (status.st_atime_ns, status.st_mtime_ns))
 
 
-class _Notes:
-    """What could not be kept: for each reason the first path and how many others."""
-
-    def __init__(self) -> None:
-        self._found: dict[str, tuple[str, int]] = {}
-        self.lost_bytes = 0
-
-    def add(self, what: str, path: bytes) -> None:
-        first, count = self._found.get(what, (_shown(path), 0))
-        self._found[what] = first, count + 1
-
-    def texts(self) -> tuple[str, ...]:
-        others = (
-            (first, f" and {count - 1} others" if count > 1 else "", what)
-            for what, (first, count) in self._found.items()
-        )
-        texts = tuple(f"{first}{more}: {what}" for first, more, what in others)
-        if self.lost_bytes:
-            texts = (*texts, f"{self.lost_bytes} bytes of the archive are lost, with whatever files began there")
-        return texts
-
-
 def _checked(name: bytes, path: bytes) -> str:
     """Return one step of a path. Raises Unusable if it is none."""
     if name in {b"", b".", b".."} or b"\0" in name:
-        raise Unusable(f"cannot extract {_shown(path)}: it leads out of the tree")
+        raise Unusable(f"cannot extract {shown(path)}: it leads out of the tree")
     return os.fsdecode(name)
 
 
@@ -371,8 +312,3 @@ def _strip_acls(fd: int) -> None:
     for name, _ in attributes.read_xattrs(fd):
         if name.startswith("system.posix_acl_"):
             os.removexattr(fd, name)
-
-
-def _shown(path: bytes) -> str:
-    """Return a path for people, cut if it is very long."""
-    return os.fsdecode(path)[:_PATH_SHOWN]

@@ -245,10 +245,11 @@ def _nothing(form: StreamFormat) -> Sent:
 def test_a_tar_by_hand_is_received(pool: Pool, tmp_path: Path) -> None:
     (tmp_path / "tree").mkdir()
     content.fill(tmp_path / "tree")
+    (tmp_path / "tree" / "directory" / "fifo").unlink()  # a second name of one is a second fifo to GNU tar
     options = ["--format=posix", "--numeric-owner", "--xattrs", "--xattrs-include=*", "--sparse-version=1.0", "-S"]
     made = subprocess.run(["tar", "-c", *options, "-C", tmp_path / "tree", "."], check=True, capture_output=True).stdout
     parts = tuple(Part(made[at : at + 99_999], len(made[at : at + 99_999])) for at in range(0, len(made), 99_999))
-    receive(pool.driver, "v1.1", replace(_nothing(StreamFormat.TAR), parts=parts))
+    assert receive(pool.driver, "v1.1", replace(_nothing(StreamFormat.TAR), parts=parts)) == ()
     assert likeness(pool, "v1.1") == content.likeness(tmp_path / "tree")
 
 
@@ -291,6 +292,7 @@ def test_receive_refuses_a_key_that_exists_and_leaves_its_content(pool: Pool) ->
 def test_what_the_parts_raise_passes_through_and_leaves_nothing(pool: Pool) -> None:
     filled(pool, "v1.1", content.fill)
     snapshot(pool, "v1.1", "s1")
+    pool.driver.sync()
     before = listing(pool)
     for wanted in pool.driver.formats:
         sent = send(pool.driver, "s1", wanted=wanted)

@@ -59,6 +59,7 @@ LONG: Final = {
     "drivers/btrfs.py": "the whole contract in one class",
     "drivers/loop.py": "the whole contract in one class",
     "voldriverd/api/rancher/schemas.py": "one table of all types",
+    "voldriverd/backups.py": "one method for each verb, of backups and of targets",
     "voldriverd/config.py": "each key once with its default, its rule and its line in effective()",
     "voldriverd/names.py": "everything a user may type, and the refusals that all of it shares",
     "voldriverd/service.py": "one method for each verb",

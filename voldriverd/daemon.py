@@ -17,6 +17,7 @@ import ssl
 import sys
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import fields
 from pathlib import Path
 from typing import Final
 
@@ -28,7 +29,7 @@ from voldriverd import embedded, model, service, sockets, store, worker
 from voldriverd.api import auth, docker, middleware, rancher, tcp, tls
 from voldriverd.api.auth import audit
 from voldriverd.driver import Driver, StreamFormat
-from voldriverd.engine import mounts, pools, recovery
+from voldriverd.engine import mounts, pools, recovery, targets
 from voldriverd.engine import rebuild as rebuilding
 from voldriverd.engine.context import Engine, Limits, utc_now
 from voldriverd.errors import Error, Exists, InUse, Unusable
@@ -56,6 +57,7 @@ def serve(config: configuration.Config) -> None:
         engine = build(config)
         stack.callback(engine.store.close)
         recovery.recover(engine)
+        targets.configure(engine)
         if not asyncio.run(_serve(config, engine, certificate)):
             _log.warning("verb=stop result=verbs still ran; recovery ends them at the next start")
             logging.shutdown()
@@ -72,7 +74,8 @@ def build(config: configuration.Config) -> Engine:
     limits = Limits(config.trash_retention_s, config.reserve)
     specs = _configured(config) if config.pools else _embedded(config, is_known=bool(database.pools()))
     opened = pools.Pools(database, specs, default_driver=config.default_driver)
-    return Engine(config.root, database, opened, boot_id, limits, make_scratch=make_scratch)
+    places = targets.Targets(map(_target, config.targets), default_name=config.default_target)
+    return Engine(config.root, database, opened, boot_id, limits, targets=places, make_scratch=make_scratch)
 
 
 @contextmanager
@@ -289,6 +292,10 @@ def _configured(config: configuration.Config) -> list[pools.Spec]:
         pools.Spec(each.name, each.driver, each.path, _maker(config.root, each), allow_live_copy=each.allow_live_copy)
         for each in config.pools
     ]
+
+
+def _target(target: configuration.TargetConfig) -> targets.Spec:
+    return targets.Spec(**{each.name: getattr(target, each.name) for each in fields(targets.Spec)})
 
 
 def _embedded(config: configuration.Config, *, is_known: bool) -> list[pools.Spec]:

@@ -14,7 +14,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Final, TypeVar
 
-from voldriverd import jobs, model, names, restores, runner, usages
+from voldriverd import backups, jobs, model, names, restores, runner, usages
 from voldriverd.driver import Capability, Change, Key
 from voldriverd.engine import (
     apikeys,
@@ -64,13 +64,14 @@ class Service:
         self._askers = askers.Askers()
         self._relieving = asyncio.Lock()
         self.jobs = jobs.Jobs()
+        self.backups = backups.Backups(engine, self.runner, self._locks, self.jobs, freeze=self.snapshot)
         self.restores = restores.Restores(engine, self.runner, self._locks, self.jobs, relieve=self.relieve)
         self._reconciling: asyncio.Task[None] | None = None
 
     async def stop(self, *, within_s: float) -> bool:
         """End long jobs, wait for verbs that run; tells whether all have ended. What has not is ended by recovery."""
         self.jobs.stop()
-        return await self.runner.stop(within_s=within_s)
+        return all(await asyncio.gather(self.backups.stop(within_s=within_s), self.runner.stop(within_s=within_s)))
 
     def row(self, volume_id: model.VolumeId) -> model.Volume:
         """Return a live or trashed volume. Raises NotFound."""
@@ -423,17 +424,22 @@ class Service:
             _log.warning("verb=expire snapshot=1s%d result=%s", snapshot.id, err)
 
     async def relieve(self, pool_id: model.PoolId) -> None:
-        """Destroy trashed volumes of a pool's file system in order until the reserve is free again (D4).
+        """Destroy trashed volumes of a pool's file system in order until the reserve is free again (D4), then bases.
 
         One shortage at a time: two that look at once would both destroy a volume where one is enough.
         """
         pool = self.engine.pools.get(pool_id)
         async with self._relieving:
-            trashed = await self.runner.in_thread(space.trash_in_order, self.engine, pool)
-            while await self.runner.in_thread(space.lacks_space, self.engine, pool, is_long=True) and trashed:
-                volume = trashed.pop(0)
-                _log.warning("verb=relieve pool=%s volume=%s result=destroyed for space", pool.row.name, volume.name)
-                await self.expire(volume.id)
+            victims: list[model.Volume | model.Backup] = []
+            for look in (space.trash_in_order, space.bases_in_order):
+                victims += await self.runner.in_thread(look, self.engine, pool)
+            while await self.runner.in_thread(space.lacks_space, self.engine, pool, is_long=True) and victims:
+                victim = victims.pop(0)
+                if isinstance(victim, model.Backup):
+                    await self.backups.drop_base(victim)
+                    continue
+                _log.warning("verb=relieve pool=%s volume=%s result=destroyed for space", pool.row.name, victim.name)
+                await self.expire(victim.id)
 
     async def _answered(
         self,

@@ -1,4 +1,4 @@
-"""What the daemon does on its own: copies of the catalogue, tidying, expiry, shortage, reconciliation."""
+"""What the daemon does on its own: copies of the catalogue, tidying, expiry, shortage, reconciliation, backups."""
 
 import asyncio
 import contextlib
@@ -81,9 +81,11 @@ class Worker:
             await service.expire_snapshot(snapshot)
         for pool in await service.runner.in_thread(upkeep.short_pools, engine):
             await service.relieve(pool.row.id)
+        await service.backups.look()
         engine.store.keep_ballast()
         service.usages.forget_gone()
 
     async def _reconcile(self) -> None:
         await self._service.open_pools()
         await self._service.reconcile()
+        await self._service.backups.resume()

@@ -61,6 +61,7 @@ LONG: Final = {
     "voldriverd/api/rancher/schemas.py": "one table of all types",
     "voldriverd/backups.py": "one method for each verb, of backups and of targets",
     "voldriverd/config.py": "each key once with its default, its rule and its line in effective()",
+    "voldriverd/model.py": "every row once, and what each offers",
     "voldriverd/names.py": "everything a user may type, and the refusals that all of it shares",
     "voldriverd/service.py": "one method for each verb",
     "voldriverd/store/__init__.py": "one method for each question",

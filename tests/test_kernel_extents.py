@@ -100,10 +100,13 @@ def test_what_differs_on_a_disk_is_found(one: list[Extent], other: list[Extent])
     images = []
     for unknown, found in enumerate((one, other)):
         held = [0] * 64
-        for each, at in ((each, at) for each in found for at in range(each.start, each.end)):
-            inside = (at - each.start) * (unknown + 1)  # from which part of it, the map does not tell
-            held[at] = disk[each.kind] + each.physical + (at - each.start)
-            held[at] += {Kind.PLAIN: 0, Kind.ENCODED: inside, Kind.UNKNOWN: unknown}[each.kind]
+        for extent in found:
+            for inside in range(extent.end - extent.start):
+                held[extent.start + inside] = disk[extent.kind] + extent.physical + inside
+                if extent.kind is Kind.ENCODED:  # from which part of it, the map does not tell
+                    held[extent.start + inside] += unknown * (inside + 1)
+                elif extent.kind is Kind.UNKNOWN:
+                    held[extent.start + inside] += unknown
         images.append(held)
     verdicts = _verdicts(list(extents.compare(one, other)))
     assert {at for at in range(64) if images[0][at] != images[1][at]} <= set(verdicts)

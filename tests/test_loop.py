@@ -71,11 +71,7 @@ def make_pool(session_scratch: Scratch, tmp_path: Path) -> Iterator["MakePool"]:
     """Return what makes pools; whatever is mounted at the end is unmounted."""
     make = MakePool(session_scratch, tmp_path)
     yield make
-    unmount_under(tmp_path)
-    for root in make.roots:
-        for path in (root / "trees").iterdir():
-            loop.wait_cleared(path, timeout_s=5)  # others on this machine may be looking at all loop devices
-        shutil.rmtree(root)  # the file systems are shared, and thick trees would fill them
+    make.close()
 
 
 class MakePool:
@@ -83,6 +79,7 @@ class MakePool:
 
     def __init__(self, scratch: Scratch, directory: Path) -> None:
         self._scratch = scratch
+        self._directory = directory
         self._mounts = directory / "mounts"
         self._mounts.mkdir()
         self.roots: list[Path] = []
@@ -97,6 +94,14 @@ class MakePool:
         """Make an empty, open pool at this place."""
         root.mkdir(0o700)
         return Pool(root, self._mounts)
+
+    def close(self) -> None:
+        """Unmount everything, and remove the pools on shared file systems, which thick trees would fill."""
+        unmount_under(self._directory)
+        for root in self.roots:
+            for path in (root / "trees").iterdir():
+                loop.wait_cleared(path, timeout_s=5)  # others on this machine may be looking at all loop devices
+            shutil.rmtree(root)
 
 
 @pytest.fixture

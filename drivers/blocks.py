@@ -58,11 +58,11 @@ def apply(stream: Stream, fd: int, what: str) -> None:
 
     `what` is "VERB THING NAME". Unusable: the stream is none of blocks, or its ranges are not in order.
     """
+    if stream.format is not StreamFormat.BLOCKS:
+        raise Unusable(f"cannot {what}: a stream of format {stream.format} stands where blocks were expected")
     image_bytes = stream.image_bytes
-    if stream.format is not StreamFormat.BLOCKS or image_bytes is None or image_bytes < 0:
-        raise Unusable(
-            f"cannot {what}: there is a stream of format {stream.format} where blocks of an image were expected"
-        )
+    if image_bytes is None or not 0 <= image_bytes <= IMAGE_MAX_BYTES:
+        raise Unusable(f"cannot {what}: its stream is not of an image of {IMAGE_MAX_BYTES:,} bytes at most")
     os.ftruncate(fd, image_bytes)
     position = unflushed = 0
     for part in stream.parts:

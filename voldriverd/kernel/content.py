@@ -88,7 +88,9 @@ class Reader:
         self.read_bytes = 0
         """How much was read from the file so far."""
         self._is_direct = is_direct
-        self._buffer = mmap.mmap(-1, piece_max_bytes + 2 * _ALIGNMENT)  # what direct I/O fills lies on a page's start
+        # What direct I/O fills begins with a page, and is there: else btrfs reads through the cache (6.18).
+        flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | mmap.MAP_POPULATE
+        self._buffer = mmap.mmap(-1, piece_max_bytes + 2 * _ALIGNMENT, flags=flags)
 
     def read(self, start: int, end: int) -> bytes:
         """Return a range, with zeros for what lies behind the end of the file. Raises OSError."""
@@ -117,6 +119,7 @@ def reading(path: Path, piece_max_bytes: int) -> Iterator[Reader]:
         if err.errno != errno.EINVAL:  # open(2): no direct I/O here
             raise
         fd, is_direct = os.open(path, flags), False
+        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_RANDOM)  # nothing is read ahead, which would stay
     try:
         yield Reader(fd, piece_max_bytes, is_direct=is_direct)
     finally:

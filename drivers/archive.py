@@ -21,7 +21,7 @@ from typing import Final
 
 from drivers import unpacking
 from voldriverd.driver import PART_MAX, Part, Stream, StreamFormat
-from voldriverd.kernel import attributes, tar, tree
+from voldriverd.kernel import attributes, sparse, tar, tree
 
 _PIECE_BYTES: Final = 1 << 20
 """How much is read and handed on at once; a part may be longer by the headers before it."""
@@ -198,7 +198,7 @@ def _content(fd: int, member: tar.Member, size_bytes: int) -> Iterator[bytes]:
     segments = _segments(fd, size_bytes)
     before = b""
     if segments != [(0, size_bytes)] and size_bytes:
-        before = tar.sparse_map(segments, size_bytes)
+        before = sparse.write(segments, size_bytes)
         member = replace(member, sparse_bytes=size_bytes)
     archived_bytes = len(before) + sum(length for _, length in segments)
     yield tar.header(replace(member, size_bytes=archived_bytes)) + before
@@ -213,9 +213,9 @@ def _content(fd: int, member: tar.Member, size_bytes: int) -> Iterator[bytes]:
     yield bytes(tar.padding(archived_bytes))
 
 
-def _segments(fd: int, size_bytes: int) -> tar.Segments:
+def _segments(fd: int, size_bytes: int) -> sparse.Segments:
     """Return what is no hole (lseek(2), SEEK_DATA); of very many the last one takes all that follow."""
-    found: tar.Segments = []
+    found: sparse.Segments = []
     end = 0
     while end < size_bytes:
         try:
@@ -225,7 +225,7 @@ def _segments(fd: int, size_bytes: int) -> tar.Segments:
                 break  # nothing but a hole follows
             raise
         end = min(os.lseek(fd, start, os.SEEK_HOLE), size_bytes)
-        if len(found) == tar.SEGMENTS_MAX - 1:
+        if len(found) == sparse.SEGMENTS_MAX - 1:
             end = size_bytes
         if start < end:
             found.append((start, end - start))

@@ -71,4 +71,4 @@ class Inodes:
 
 def shown(path: bytes) -> str:
     """Return a path for people, cut if it is very long."""
-    return os.fsdecode(path)[:_PATH_SHOWN]
+    return os.fsdecode(path.removeprefix(b"./"))[:_PATH_SHOWN]

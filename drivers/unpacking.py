@@ -16,7 +16,7 @@ from typing import Final, Self
 from drivers.inodes import Inodes, shown
 from voldriverd.driver import Part
 from voldriverd.errors import Unusable
-from voldriverd.kernel import attributes, content, fs, tar, tree
+from voldriverd.kernel import attributes, content, fs, sparse, tar, tree
 from voldriverd.kernel.reader import Reader
 
 _ZEROS: Final = bytes(tar.BLOCK_BYTES)
@@ -99,6 +99,8 @@ class Unpacker:
         except OSError as err:
             if err is self._source.failure:
                 raise
+            if err.errno == errno.EEXIST:
+                raise Unusable(f"cannot extract {shown(member.path)}: the archive has two of it") from err
             raise OSError(err.errno, err.strerror, shown(member.path)) from err
 
     def _make(self, member: tar.Member) -> None:
@@ -191,10 +193,10 @@ class Unpacker:
         os.ftruncate(fd, size_bytes)
         self._source.skip(end - self._source.position)
 
-    def _read_map(self, member: tar.Member, end: int) -> tar.Segments:
+    def _read_map(self, member: tar.Member, end: int) -> sparse.Segments:
         """Return where the content of a sparse file lies; nowhere if that was lost."""
         try:
-            segments = tar.parse_map(self._source.blocks(end, block_bytes=tar.BLOCK_BYTES), member)
+            segments = sparse.read(self._source.blocks(end, block_bytes=tar.BLOCK_BYTES), member)
         except tar.Malformed as err:
             self._inodes.note(f"its content is lost, {err}", member.path)
             return []
@@ -215,24 +217,26 @@ class Unpacker:
     def _link(self, name: str, member: tar.Member) -> None:
         """Give a file that is there another name."""
         parent, _, last = member.link.removeprefix(b"./").rpartition(b"/")
-        source_fd = self._open_directory(parent)
+        first = _checked(last, member.link)
         try:
-            first = _checked(last, member.path)
+            source_fd = self._open_directory(parent)
             try:
-                os.link(first, name, src_dir_fd=source_fd, dst_dir_fd=self._cursor.fd, follow_symlinks=False)
-            except FileNotFoundError as err:
-                if not self._lost_bytes:
-                    raise Unusable(f"cannot link {shown(member.path)}: {shown(member.link)} is not there") from err
-                self._inodes.note("it is lost with the first name of its file", member.path)
-            except OSError as err:
-                if err.errno != errno.EMLINK:
-                    raise
-                self._copy(source_fd, first, name)
-                self._inodes.note(
-                    "a file has more names than this file system allows, so that this one is a copy", member.path
-                )
-        finally:
-            os.close(source_fd)
+                self._link_or_copy(source_fd, first, name, member.path)
+            finally:
+                os.close(source_fd)
+        except FileNotFoundError as err:
+            if not self._lost_bytes:
+                raise Unusable(f"cannot extract {shown(member.path)}: it links to what is not there") from err
+            self._inodes.note("it is lost with the first name of its file", member.path)
+
+    def _link_or_copy(self, source_fd: int, first: str, name: str, path: bytes) -> None:
+        try:
+            os.link(first, name, src_dir_fd=source_fd, dst_dir_fd=self._cursor.fd, follow_symlinks=False)
+        except OSError as err:
+            if err.errno != errno.EMLINK:
+                raise
+            self._copy(source_fd, first, name)
+            self._inodes.note("a copy, for its file has as many names as this file system allows", path)
 
     def _copy(self, source_dir_fd: int, first: str, name: str) -> None:
         source_fd = os.open(first, tree.READ | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=source_dir_fd)

@@ -5,8 +5,9 @@ they are stored), inode flags in `SCHILY.fflags` as bsdtar names them (GNU tar w
 GNU tar's sparse format 1.0. A member always gives the same bytes: there is no atime, no ctime, no process id.
 """
 
+import errno
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import IntEnum
 from functools import lru_cache
@@ -17,9 +18,6 @@ from voldriverd.kernel import attributes, fs
 BLOCK_BYTES: Final = 512
 HEADERS_MAX: Final = 16 << 20
 """The most bytes of extended headers for one member: all attributes that ext4 and btrfs allow, and any path."""
-SEGMENTS_MAX: Final = 1 << 18
-"""What a sparse file is made of at most, or its map would fill the memory; it ends with its holes written out."""
-
 _HEADER: Final = struct.Struct("100s8s8s8s12s12s8s1s100s8s32s32s8s8s167s")
 _MAGIC: Final = b"ustar\x0000"
 _SUM: Final = slice(148, 156)
@@ -34,6 +32,8 @@ _SPARSE: Final = ord("S")
 _SPARSE_MORE: Final = 482
 _SPARSE_LAST: Final = 504
 """Of GNU's old sparse header and of the blocks that go on with it: whether one (more) of those follows."""
+DIGITS_MAX: Final = 20
+"""Of a number of 64 bits."""
 _XATTR: Final = b"SCHILY.xattr."
 _FLAGS: Final = {
     b"sappnd": fs.FS_APPEND_FL,
@@ -46,9 +46,6 @@ _FLAGS: Final = {
     b"nocompress": attributes.FS_NOCOMP_FL,
     b"nocow": fs.FS_NOCOW_FL,
 }
-
-Segments = list[tuple[int, int]]
-"""(offset, length) of what is no hole, ascending."""
 
 
 class Kind(IntEnum):
@@ -95,7 +92,7 @@ class Member:
 
 
 def header(member: Member) -> bytes:
-    """Return all the headers of a member. Raises OverflowError above HEADERS_MAX."""
+    """Return all the headers of a member. Raises OSError: E2BIG above HEADERS_MAX."""
     path = member.path
     records = []
     if member.sparse_bytes is not None:
@@ -131,18 +128,10 @@ def padding(size_bytes: int) -> int:
     return -size_bytes % BLOCK_BYTES
 
 
-def sparse_map(segments: Segments, size_bytes: int) -> bytes:
-    """Return what the content of a sparse file begins with (GNU tar's manual, "Storing Sparse Files")."""
-    if not segments or sum(segments[-1]) < size_bytes:
-        segments = [*segments, (size_bytes, 0)]
-    text = b"%d\n" % len(segments) + b"".join(b"%d\n%d\n" % segment for segment in segments)
-    return text + bytes(padding(len(text)))
-
-
 def _extended(records: list[tuple[bytes, bytes]]) -> bytes:
     content = b"".join(_record(keyword, value) for keyword, value in records)
     if len(content) > HEADERS_MAX:
-        raise OverflowError(f"{len(content)} bytes of names and attributes")
+        raise OSError(errno.E2BIG, f"{len(content)} bytes of names and attributes")
     return _extended_header(len(content)) + content + bytes(padding(len(content)))
 
 
@@ -260,36 +249,11 @@ class Headers:
                     self._records[keyword] = value
 
 
-def parse_map(pieces: Iterator[bytes], member: Member) -> Segments:
-    """Read the map of a sparse member from an iterator of blocks, as many as it takes. Raises Malformed."""
-    numbers = _numbers(pieces)
-    segments: Segments = []
-    end, size_bytes = 0, 0
-    for _ in range(next(numbers, 0)):
-        segment = next(numbers, -1), next(numbers, -1)
-        if segment[0] < end or segment[1] < 0 or len(segments) > SEGMENTS_MAX:
-            raise Malformed("the map of a sparse file is malformed")
-        segments.append(segment)
-        end = sum(segment)
-        size_bytes += segment[1]
-    if end > (member.sparse_bytes or 0) or size_bytes > member.size_bytes:
-        raise Malformed("the map of a sparse file does not fit it")
-    return segments
-
-
-def _numbers(pieces: Iterator[bytes]) -> Iterator[int]:
-    rest = b""
-    for piece in pieces:
-        *lines, rest = (rest + piece).split(b"\n")
-        for line in lines:
-            yield _decimal(line)
-
-
 def _parse_records(content: bytes) -> Iterable[tuple[bytes, bytes]]:
     position = 0
     while position < len(content):
         space = content.find(b" ", position, position + 10)
-        end = position + _decimal(content[position:space]) if space > 0 else 0
+        end = position + decimal(content[position:space]) if space > 0 else 0
         keyword, equals, value = content[space + 1 : end - 1].partition(b"=")
         if end <= space + 1 or not equals or content[end - 1 : end] != b"\n":
             raise Malformed("a record of an extended header is malformed")
@@ -324,13 +288,13 @@ def _merged(found: Member, records: dict[bytes, bytes], xattrs: list[tuple[bytes
     """Return a member as its header and its records say together."""
     sparse = {keyword: value for keyword, value in records.items() if keyword.startswith(b"GNU.sparse.")}
     is_ours = sparse.get(b"GNU.sparse.major") == b"1" and sparse.get(b"GNU.sparse.minor") == b"0"
-    size_bytes = _decimal(records[b"size"]) if b"size" in records else found.size_bytes
+    size_bytes = decimal(records[b"size"]) if b"size" in records else found.size_bytes
     return Member(
         path=sparse.get(b"GNU.sparse.name", records.get(b"path", found.path)),
         kind=found.kind,
         mode=found.mode,
-        uid=_decimal(records[b"uid"]) if b"uid" in records else found.uid,
-        gid=_decimal(records[b"gid"]) if b"gid" in records else found.gid,
+        uid=decimal(records[b"uid"]) if b"uid" in records else found.uid,
+        gid=decimal(records[b"gid"]) if b"gid" in records else found.gid,
         mtime_ns=_nanoseconds(records[b"mtime"]) if b"mtime" in records else found.mtime_ns,
         # Nothing follows a link or a directory, whatever some archivers say there.
         size_bytes=0 if found.kind in range(Kind.LINK, Kind.FIFO + 1) else size_bytes,
@@ -338,13 +302,14 @@ def _merged(found: Member, records: dict[bytes, bytes], xattrs: list[tuple[bytes
         device=found.device,
         xattrs=tuple(xattrs),
         flags=sum(_FLAGS.get(name, 0) for name in set(records.get(b"SCHILY.fflags", b"").split(b","))),
-        sparse_bytes=_decimal(sparse.get(b"GNU.sparse.realsize", b"")) if is_ours else None,
+        sparse_bytes=decimal(sparse.get(b"GNU.sparse.realsize", b"")) if is_ours else None,
         is_foreign=(bool(sparse) and not is_ours) or found.kind not in _KINDS,
     )
 
 
-def _decimal(text: bytes) -> int:
-    if not text.isdigit() or len(text) > 20:
+def decimal(text: bytes) -> int:
+    """Read digits. Raises Malformed if they are none, or too many for 64 bits."""
+    if not text.isdigit() or len(text) > DIGITS_MAX:
         raise Malformed("a number is malformed")
     return int(text)
 
@@ -358,5 +323,5 @@ def _octal(field: bytes) -> int:
 
 def _nanoseconds(text: bytes) -> int:
     whole, _, part = text.removeprefix(b"-").partition(b".")
-    time_ns = _decimal(whole) * 10**9 + (_decimal(part[:9].ljust(9, b"0")) if part else 0)
+    time_ns = decimal(whole) * 10**9 + (decimal(part[:9].ljust(9, b"0")) if part else 0)
     return -time_ns if text.startswith(b"-") else time_ns

@@ -19,7 +19,7 @@ from voldriverd import model, names
 from voldriverd.driver import Driver, Key, StreamFormat, TreeOptions
 from voldriverd.engine import creation, failures, pools, snapshots, space, supplies, trees, use
 from voldriverd.engine.context import Engine
-from voldriverd.errors import Exists, Invalid, NotFound, Unusable
+from voldriverd.errors import Exists, InUse, Invalid, NotFound, Unusable
 from voldriverd.model import VolumeState
 from voldriverd.store.write import Write
 
@@ -130,7 +130,7 @@ def finish(
 
 def give_up(engine: Engine, going: snapshots.Displacing, reason: str) -> model.Volume:
     """Let a volume rest as it was, and say why."""
-    return snapshots.give_up_displacing(engine, going, message=reason)
+    return snapshots.give_up_displacing(engine, going, message=_cause(going.volume, reason))
 
 
 def interrupted(volume: model.Volume) -> str:
@@ -198,12 +198,15 @@ def give_up_new(engine: Engine, volume_id: model.VolumeId) -> None:
 
 def postpone(engine: Engine, volume_id: model.VolumeId, reason: str) -> None:
     """Note why the restore of a new volume could not be taken up; it will be tried again."""
-    volume = replace(_present(engine, volume_id), message=reason)
-    engine.store.commit(lambda write: write.put_volume(volume))
+    volume = _present(engine, volume_id)
+    said = replace(volume, message=_cause(volume, reason))
+    engine.store.commit(lambda write: write.put_volume(said))
 
 
 def _bring(engine: Engine, order: supplies.Order, driver: Driver, key: Key, work: supplies.Work) -> Arrived:
     notes = supplies.unpack(engine, order, driver, key, work)
+    if work.is_given_up:
+        raise InUse(f"{order.what}: it was cancelled")
     wanted_bytes = order.options.size_bytes
     with failures.told_as(order.what):
         limit_bytes = driver.usage(key).limit_bytes
@@ -312,6 +315,12 @@ def _message(backup: model.Backup, notes: tuple[str, ...]) -> str | None:
     more = len(notes) - NOTES_MAX
     named = "; ".join(notes[:NOTES_MAX])
     return f"{RESTORED} {_shown(backup)}, but: {named}" + (f"; and {more} more, see the log" if more > 0 else "")
+
+
+def _cause(volume: model.Volume, reason: str) -> str:
+    """Return what a volume's message says: of what is wrong with the target the text knows no volume."""
+    what = _what(volume)
+    return reason if reason.startswith(f"{what}:") else f"{what}: {reason}"
 
 
 def _shown(backup: model.Backup) -> str:

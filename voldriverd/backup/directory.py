@@ -34,6 +34,8 @@ _KINDS: Final = {
     errno.EROFS: Kind.PERMISSION,
     errno.EIO: Kind.FAILING,
 }
+_BROKEN: Final = {errno.EIO, errno.ELOOP, errno.EISDIR, errno.ENXIO}
+"""Of one object: a bad sector or checksum, a link, a directory, a socket."""
 _PASSING: Final = {
     errno.ESTALE,
     errno.ETIMEDOUT,
@@ -64,7 +66,7 @@ class DirectoryStore:
             with open(fd, "rb", buffering=0) as file:
                 found = os.fstat(fd)
                 if not stat.S_ISREG(found.st_mode):
-                    raise objects.fault("read", name, self._place, "it is no file", Kind.DAMAGED)
+                    raise objects.Unreadable(name, self._place, "it is no file")
                 if found.st_size > most:
                     raise objects.oversized(name, self._place, found.st_size, most)
                 return file.read(most)
@@ -158,6 +160,8 @@ class DirectoryStore:
                 if err.errno in _PASSING:
                     where = f"{name} in {self._place.url}" if name else self._place.url
                     raise Transient(f"cannot {verb} {where}: {cause}", kind=Kind.UNREACHABLE) from err
+                if verb == "read" and err.errno in _BROKEN:
+                    raise objects.Unreadable(name, self._place, cause) from err
                 kind = _KINDS.get(err.errno or 0, Kind.FAILING)
                 if kind is Kind.MISSING and not self._root.is_dir():
                     kind, cause = Kind.BUCKET, "there is no such directory"

@@ -21,8 +21,13 @@ class Missing(Fault):
     """There is no such object."""
 
 
-class Oversized(Fault):
-    """An object is larger than anything that we would write there."""
+class Unreadable(Fault):
+    """An object is nothing that was written there: too large, no file, or on a broken disk."""
+
+    def __init__(self, name: str, place: "Place", cause: str) -> None:
+        """Keep the cause."""
+        super().__init__(f"cannot read {name} in {place.url}: {cause}", kind=Kind.DAMAGED)
+        self.cause = cause
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +75,7 @@ class Store(Protocol):
     """Objects under names with slashes. Every method blocks, may be called from any thread, and raises Fault."""
 
     def get(self, name: str, *, most: int) -> bytes:
-        """Return an object. Raises Missing; Oversized if it has more than `most` bytes."""
+        """Return an object. Raises Missing, Unreadable (also if it has more than `most` bytes)."""
         ...
 
     def put(self, name: str, content: bytes) -> None:
@@ -149,10 +154,9 @@ def fault(verb: str, name: str, place: Place, cause: str, kind: Kind) -> Fault:
     return _CLASSES.get(kind, Fault)(f"cannot {verb} {what}: {cause}", kind=kind)
 
 
-def oversized(name: str, place: Place, size_bytes: int, most: int) -> Oversized:
+def oversized(name: str, place: Place, size_bytes: int, most: int) -> Unreadable:
     """Return the error about an object that is too large."""
-    cause = f"it has {size_bytes} bytes, and at most {most} may be there"
-    return Oversized(f"cannot read {name} in {place.url}: {cause}", kind=Kind.DAMAGED)
+    return Unreadable(name, place, f"it has {size_bytes} bytes, and at most {most} may be there")
 
 
 def _check_service(place: Place) -> None:

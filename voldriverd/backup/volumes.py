@@ -7,7 +7,7 @@ from voldriverd.backup import manifest as manifests
 from voldriverd.backup import sealing
 from voldriverd.backup.faults import Damage, Damaged
 from voldriverd.backup.manifest import Malformed, Manifest
-from voldriverd.backup.objects import Entry, Missing, Oversized, Store
+from voldriverd.backup.objects import Entry, Missing, Store, Unreadable
 
 MANIFEST_MAX: Final = 4 << 20
 """Of its JSON: LISTS_MAX rows take 0.7 MiB."""
@@ -65,8 +65,8 @@ class Folder:
             return self.sealer.open_chunk(name, length, packed)
         except Missing as err:
             raise Lost("it is missing", is_missing=True) from err
-        except Oversized as err:
-            raise Lost("it is too large") from err
+        except Unreadable as err:
+            raise Lost(err.cause) from err
         except sealing.Broken as err:
             raise Lost(str(err)) from err
 
@@ -83,8 +83,8 @@ class Folder:
             found = manifests.from_json(content)
         except Missing as err:
             raise self._damaged(backup_uuid, "it is missing", is_missing=True) from err
-        except Oversized as err:
-            raise self._damaged(backup_uuid, "it is too large") from err
+        except Unreadable as err:
+            raise self._damaged(backup_uuid, err.cause) from err
         except (sealing.Broken, Malformed) as err:
             raise self._damaged(backup_uuid, str(err)) from err
         if (found.uuid, found.volume.uuid) != (backup_uuid, self.uuid):

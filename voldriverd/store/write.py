@@ -71,7 +71,8 @@ class Write:
             f"INSERT INTO snapshots VALUES ({_marks(12)}) ON CONFLICT (id) DO UPDATE SET {_SNAPSHOT_CHANGES}",
             rows.snapshot_values(snapshot),
         )
-        self.snapshotted.add(snapshot.volume_id)
+        if snapshot.state is not model.SnapshotState.CREATING:  # a new one, which no summary counts yet
+            self.snapshotted.add(snapshot.volume_id)
         self.records.append(snapshot)
 
     def delete_snapshot(self, snapshot: model.Snapshot) -> None:

@@ -162,9 +162,11 @@ class Host:
         """Restore into an existing volume."""
         return restore(self.engine, self.volume(name), backup, job or Job("restore"), allow_holes=allow_holes)
 
-    def restore_as(self, name: str, backup: model.Backup, *, job: Job | None = None, **options: str) -> model.Volume:
+    def restore_as(
+        self, name: str, backup: model.Backup, options: Mapping[str, str] | None = None, *, job: Job | None = None
+    ) -> model.Volume:
         """Restore into a new volume."""
-        return restore_as(self.engine, name, backup, job or Job("restore"), **options)
+        return restore_as(self.engine, name, backup, options or {}, job or Job("restore"))
 
     def upkeep(self) -> None:
         """Do what the worker does every few seconds, but for expiry."""
@@ -196,7 +198,7 @@ def restore(
             raise
 
 
-def restore_as(engine: Engine, name: str, backup: model.Backup, job: Job, **options: str) -> model.Volume:
+def restore_as(engine: Engine, name: str, backup: model.Backup, options: Mapping[str, str], job: Job) -> model.Volume:
     """Do what the service does for a restore into a new volume, step by step."""
     given = {**options, "from": f"backup:{backup.shown_name}"}
     request = creation.Request(name, names.parse_options(given), given)

@@ -106,6 +106,12 @@ class _Extraction:
         """Files outside of the folder, each with the links to it that are inside."""
 
     def run(self, spans: Ranges) -> Iterator[bytes]:
+        try:
+            yield from self._run(spans)
+        except EOFError as err:
+            raise Unusable(f"cannot read the backup: {err}") from err
+
+    def _run(self, spans: Ranges) -> Iterator[bytes]:
         for start, length in spans:
             for member, reader in self._members(start, length):
                 target = normal(member.link)

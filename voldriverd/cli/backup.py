@@ -33,7 +33,9 @@ def create(session: Session, *, source: str, target: str | None, name: str | Non
     fields = {"backupTargetId": session.target(target)["id"]}
     if name is not None:
         fields["name"] = name
-    _follow(session, session.act(subject, "backup", **fields), no_wait=no_wait)
+    with progress.going_on("voldriver backup cancel, with the id that voldriver backup ls shows"):
+        begun = session.act(subject, "backup", **fields)
+    _follow(session, begun, no_wait=no_wait)
 
 
 @group.command("ls")
@@ -106,7 +108,10 @@ def verify(session: Session, *, ids: tuple[str, ...], sample: str | None) -> Non
     def work(text: str) -> Resource:
         backup = session.act(session.backup(text), "verify", **fields)
         with progress.going_on(f"voldriver backup cancel {backup['id']}"), progress.bar() as follow:
-            return session.finish(backup, no_wait=False, follow=follow)
+            try:
+                return session.finish(backup, no_wait=False, follow=follow)
+            except Unusable as err:
+                raise Unusable(f"backup {backup['id']}: {err}") from err
 
     session.each(ids, work, lambda backup: click.echo(f"{backup['id']} is whole"))
 

@@ -202,6 +202,7 @@ async def _serve(config: configuration.Config, engine: Engine, certificate: ssl.
             stops.append((await _listen(path, group, site)).cleanup)
             bound.append(path)
         upkeep.start()
+        await verbs.resume()
         _say_ready(config, engine)
         await ended.wait()
     finally:

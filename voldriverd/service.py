@@ -68,6 +68,10 @@ class Service:
         self.restores = restores.Restores(engine, self.runner, self._locks, self.jobs, relieve=self.relieve)
         self._reconciling: asyncio.Task[None] | None = None
 
+    async def resume(self) -> None:
+        """Take up the long jobs that were cut off; once, at the start."""
+        await self.restores.resume()
+
     async def stop(self, *, within_s: float) -> bool:
         """End long jobs, wait for verbs that run; tells whether all have ended. What has not is ended by recovery."""
         self.jobs.stop()

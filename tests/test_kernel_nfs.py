@@ -23,7 +23,7 @@ def test_options_that_are_given_come_last() -> None:
 
 
 def test_a_host_without_a_client_is_told_what_to_install() -> None:
-    with pytest.raises(OSError, match="this host has no NFS client: mount.nfs is not installed"):
+    with pytest.raises(OSError, match=r"this host has no NFS client: mount\.nfs is not installed"):
         nfs.attach("server", "/b", PLACE, None)
 
 

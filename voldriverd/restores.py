@@ -20,11 +20,16 @@ from voldriverd.errors import Error, InUse, NotFound
 from voldriverd.jobs import Job, Jobs
 from voldriverd.locks import Locks
 from voldriverd.model import VolumeState
-from voldriverd.runner import Runner
+from voldriverd.runner import Runner, as_cause
+from voldriverd.threads import Threads
 
 _log = logging.getLogger(__name__)
 _T = TypeVar("_T")
 
+AT_ONCE: Final = 4
+"""How many bring data at a time; others wait, and each volume says so."""
+THREADS: Final = 10
+"""Those that bring, and who looks at targets, which may not answer for a while: no other verb waits for either."""
 WAIT_S: Final = 5.0
 """How long a restore waits for a verb that works on its volume before it begins."""
 END_WAIT_S: Final = 3_600.0
@@ -57,6 +62,19 @@ class Restores:
         self._jobs = jobs
         self._relieve = relieve
         self._ended: dict[model.VolumeId, asyncio.Event] = {}
+        self._threads = Threads(THREADS, _VERB)
+        self._bringing = 0
+
+    async def stop(self, *, within_s: float) -> bool:
+        """Have all restores end, and wait for that; tells whether they have. The next start takes new volumes up."""
+        self._jobs.stop()
+        begun_s = time.monotonic()
+        ends = [asyncio.create_task(ended.wait()) for ended in self._ended.values()]
+        if ends:
+            _, late = await asyncio.wait(ends, timeout=within_s)
+            for each in late:
+                each.cancel()
+        return await self._threads.stop(within_s=max(0.0, within_s - (time.monotonic() - begun_s)))
 
     async def restore(
         self,
@@ -178,14 +196,14 @@ class Restores:
     ) -> snapshots.Reverted:
         bring = functools.partial(restores.bring, self._engine, going, supply, job, allow_holes=allow_holes)
         with _logged(going.volume, supply, job):
-            arrived = await self._runner.run(_VERB, bring, is_long=True)
+            arrived = await self._in_turn(job, bring)
             finish = functools.partial(restores.finish, self._engine, going, supply, arrived)
             return await self._locked(going.volume.id, _what(going.volume), finish, wait_s=END_WAIT_S)
 
     async def _bring_new(self, volume: model.Volume, supply: supplies.Supply, job: Job) -> model.Volume:
         bring = functools.partial(restores.bring_new, self._engine, volume, supply, job)
         with _logged(volume, supply, job):
-            arrived = await self._runner.run(_VERB, bring, is_long=True)
+            arrived = await self._in_turn(job, bring)
             finish = functools.partial(restores.finish_new, self._engine, volume.id, supply, arrived)
             return await self._locked(volume.id, _what(volume), finish, wait_s=END_WAIT_S)
 
@@ -232,13 +250,25 @@ class Restores:
 
     @asynccontextmanager
     async def _supplied(self, backup: model.Backup, job: Job, what: str) -> AsyncIterator[supplies.Supply]:
-        """Have the repository of a backup open for the block; the threads for long jobs may all be taken."""
+        """Have the repository of a backup open for the block."""
         look = functools.partial(supplies.look, self._engine, backup, work=job, what=what)
-        supply = await self._runner.in_thread(look)
+        supply = await self._threads.submit(look)
         try:
             yield supply
         finally:
-            await self._runner.in_thread(supply.close)
+            await self._threads.submit(supply.close)
+
+    async def _in_turn(self, job: Job, bring: Callable[[], _T]) -> _T:
+        """Bring data when others have left room for that."""
+        job.waits_for = "other restores"
+        while self._bringing >= AT_ONCE and not job.cancelled.is_set():  # noqa: ASYNC110 - any thread may set that event
+            await asyncio.sleep(_LOOK_S)
+        job.waits_for = None
+        self._bringing += 1
+        try:
+            return await self._threads.submit(as_cause, _VERB, bring)
+        finally:
+            self._bringing -= 1
 
     async def _relieved(self, volume_id: model.VolumeId, what: str, begin: Callable[[], _T]) -> _T:
         """Begin something under a volume's lock; once more if trash had to be destroyed for its space first."""

@@ -75,7 +75,8 @@ class Service:
     async def stop(self, *, within_s: float) -> bool:
         """End long jobs, wait for verbs that run; tells whether all have ended. What has not is ended by recovery."""
         self.jobs.stop()
-        return all(await asyncio.gather(self.backups.stop(within_s=within_s), self.runner.stop(within_s=within_s)))
+        parts = (self.backups, self.restores, self.runner)
+        return all(await asyncio.gather(*(part.stop(within_s=within_s) for part in parts)))
 
     def row(self, volume_id: model.VolumeId) -> model.Volume:
         """Return a live or trashed volume. Raises NotFound."""

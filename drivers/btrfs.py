@@ -103,10 +103,13 @@ class Btrfs:
         """Make a subvolume; it is not committed."""
         limit = None if options.size_bytes is None else qgroup.limit(size_bytes=options.size_bytes)
         with btrfs.opened(self._trees) as trees:
-            self._check_absent("create", key)
             if self._makes_right_mode and _is_plain(options):
-                btrfs.create(trees, key, limit=limit)
+                try:
+                    btrfs.create(trees, key, limit=limit)
+                except FileExistsError as err:
+                    raise _exists("create", key) from err
                 return
+            self._check_absent("create", key)
             with _part(trees, key) as part:
                 btrfs.create(trees, part, limit=limit)
                 with btrfs.opened(part, directory_fd=trees) as fd:
@@ -275,7 +278,7 @@ class Btrfs:
 
     def _check_absent(self, verb: str, key: Key) -> None:
         if os.path.lexists(self._trees / key):
-            raise Exists(f"cannot {verb} tree {key}: it exists already")
+            raise _exists(verb, key)
 
     def _check_size(self, what: str, size_bytes: int) -> None:
         if self._quota is Mode.OFF:
@@ -344,6 +347,10 @@ class Btrfs:
                 qgroup.set_inherited(fd, btrfs.subvolume_id(fd), after.rsv_rfer)
         except OSError:  # the clone is there and right; only its usage is told a little low
             return
+
+
+def _exists(verb: str, key: Key) -> Exists:
+    return Exists(f"cannot {verb} tree {key}: it exists already")
 
 
 def _is_plain(options: TreeOptions) -> bool:

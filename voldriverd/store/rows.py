@@ -1,5 +1,6 @@
 """Rows of the tables to and from the dataclasses of the model; pure."""
 
+import functools
 import json
 from collections.abc import Mapping
 from dataclasses import fields
@@ -26,8 +27,8 @@ def volume_values(volume: model.Volume) -> tuple[Any, ...]:
         volume.content,
         volume.state.value,
         volume.size_bytes,
-        json.dumps(dict(volume.options)),
-        json.dumps(dict(volume.labels)),
+        _mapped(volume.options),
+        _mapped(volume.labels),
         volume.is_protected,
         volume.created_at.isoformat(),
         _text(volume.removed_at),
@@ -100,7 +101,7 @@ def tree_values(tree: model.Tree) -> tuple[Any, ...]:
     return (
         tree.key,
         tree.pool_id,
-        json.dumps({each.name: getattr(tree.options, each.name) for each in fields(tree.options)}),
+        _written(tree.options),
         tree.source,
         tree.is_settled,
     )
@@ -275,12 +276,21 @@ def pool(row: tuple[Any, ...]) -> model.Pool:
     return model.Pool(id=model.PoolId(row[0]), uuid=row[1], name=row[2], driver=row[3], path=row[4])
 
 
+@functools.lru_cache
+def _written(options: TreeOptions) -> str:
+    return json.dumps({each.name: getattr(options, each.name) for each in fields(options)})
+
+
 def _text(time: datetime | None) -> str | None:
     return None if time is None else time.isoformat()
 
 
 def _time(text: str | None) -> datetime | None:
     return None if text is None else datetime.fromisoformat(text)
+
+
+def _mapped(texts: Mapping[str, str]) -> str:
+    return json.dumps(dict(texts)) if texts else "{}"
 
 
 def _mapping(text: str) -> Mapping[str, str]:

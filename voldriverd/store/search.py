@@ -28,7 +28,11 @@ def _time(text: str) -> str:
     return f"substr({text}, 1, 19)"
 
 
-_IS_BACKING_UP: Final = "s.id IN (SELECT snapshot_id FROM backups WHERE state = 'creating' AND is_of_snapshot)"
+_IS_BACKING_UP: Final = (
+    "s.id IN (SELECT snapshot_id FROM backups INDEXED BY backups_going "
+    "WHERE state IN ('creating', 'removing') AND state = 'creating' AND is_of_snapshot)"
+)
+"""In the words of the index of the few that are on their way, or all would be read."""
 SNAPSHOTS: Final = Table(
     "snapshots",
     {

@@ -1,6 +1,7 @@
 """Backups made through an engine without the service, on whatever driver it has, and read back."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from voldriverd import model
@@ -53,23 +54,30 @@ def present(engine: Engine, backup: model.Backup) -> model.Backup:
     return row
 
 
-def read(engine: Engine, backup: model.Backup, name: str = "content") -> bytes:
-    """Return the content of one file of a backup, by a restore into a tree of its own, which goes again."""
+@contextmanager
+def shown(engine: Engine, backup: model.Backup) -> Iterator[Path]:
+    """Restore a backup into a tree of its own and show it for the block."""
     job = Job("restore")
     what = "cannot read it back"
     supply = supplies.look(engine, backup, work=job, what=what)
     key = Key("s999999")
     driver = next(pool.driver for pool in engine.pools if pool.driver is not None)
     try:
-        order = supplies.Order(supply, driver.complete(TreeOptions(size_bytes=backup.size_bytes)), what)
-        supplies.unpack(engine, order, driver, key, job)
+        options = driver.complete(TreeOptions(size_bytes=backup.size_bytes if "size" in driver.options else None))
+        supplies.unpack(engine, supplies.Order(supply, options, what), driver, key, job)
     finally:
         supply.close()
     try:
-        return (driver.attach(key, read_only=True) / name).read_bytes()
+        yield driver.attach(key, read_only=True)
     finally:
         driver.detach(key)
         driver.remove(key)
+
+
+def read(engine: Engine, backup: model.Backup, name: str = "content") -> bytes:
+    """Return the content of one file of a backup."""
+    with shown(engine, backup) as place:
+        return (place / name).read_bytes()
 
 
 def objects(place: Path, kind: str) -> list[Path]:

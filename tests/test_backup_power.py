@@ -86,11 +86,6 @@ def _remove_target(bench: Bench) -> None:
     targets.remove(bench.engine, _target(bench).id)
 
 
-def _find_again(bench: Bench) -> None:
-    bench.store.commit(lambda write: write.delete_backup(_row(bench, 1)))
-    keeping.scan(bench.engine, _target(bench).id, Job("scan"))
-
-
 BOTH: Final = frozenset({"1b1", "1b2"})
 FIRST: Final = frozenset({"1b1"})
 VERBS: Final = {

@@ -35,6 +35,7 @@ class Served(Running):
 @pytest.fixture(scope="module")
 def daemon(session_scratch: Scratch, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     port, place = free_port(), tmp_path_factory.mktemp("d")
+    (place / "backups").mkdir()
     config = f'[targets.disk]\nurl = "file://{place}/backups"\n{scratch_config(session_scratch)}\n{listening(port)}'
     with Served(place, config=config) as running:
         running.port, running.key = port, make_key(running, name="clients")
@@ -150,11 +151,11 @@ def test_a_volume_lives_its_life_through_gdapi(daemon: Served, name: str, driver
 def test_backups_live_their_life_through_cattle(client: Client, name: str, tmp_path: Path, driver: str) -> None:
     volume = create(client, name, driver)
     write(client, volume, "old")
-    target = client.wait_success(client.create_backup_target(name=f"t-{driver}", url=f"file://{tmp_path}/t"))
+    target = client.wait_success(client.create_backup_target(name=f"t-{driver}", url=f"file://{tmp_path}"))
     snapshot = client.wait_success(client.reload(volume).snapshot(name="one"))
     backup = client.wait_success(snapshot.backup(backupTargetId=target.id, name="first"))
     assert (backup.type, backup.state, backup.name, backup.volumeId) == ("backup", "created", "first", volume.id)
-    assert backup.uri == f"file://{tmp_path}/t/volumes/{volume.uuid}/backups/{backup.uuid}"
+    assert backup.uri == f"file://{tmp_path}/volumes/{volume.uuid}/backups/{backup.uuid}"
     assert (backup.snapshot().id, backup.volume().id, backup.backuptarget().id) == (snapshot.id, volume.id, target.id)
     assert client.wait_success(backup.verify()).verified is not None
     assert names(snapshot.backups()) == names(target.backups()) == ["first"]
@@ -190,25 +191,27 @@ def test_a_snapshot_is_backed_up_by_the_contract_of_the_seed(client: Client, nam
     assert read(client, volume) == "old"
 
 
+def settled(client: Client, thing: Thing) -> Thing:
+    """Wait as whoever has no `wait_success` does."""
+    while thing.transitioning == "yes":
+        thing = client.reload(thing)
+    assert thing.transitioning == "no"
+    return thing
+
+
 @pytest.mark.parametrize("driver", DRIVERS)
 def test_backups_live_their_life_through_gdapi(daemon: Served, name: str, driver: str) -> None:
-    def settled(thing: Thing) -> Thing:
-        while thing.transitioning == "yes":
-            thing = client.reload(thing)
-        assert thing.transitioning == "no"
-        return thing
-
     with connected(daemon, gdapi.Client) as client:
         size = {"size": "32M"} if driver == "loop" else {}
         volume = client.create_volume(name=name, driver=driver, driverOpts=size)
         (target,) = client.list_backup_target(name="disk").data
         assert (target.isDefault, target.isConfigured, hasattr(target, "remove")) == (True, True, False)
-        backup = settled(client.action(volume, "backup", name="of it"))
+        backup = settled(client, client.action(volume, "backup", name="of it"))
         assert names(client.list_backup(volumeId=volume.id, state="created")) == ["of it"]
-        restored = settled(client.reload(volume).restorefrombackup(backupId=backup.id))
+        restored = settled(client, client.reload(volume).restorefrombackup(backupId=backup.id))
         assert restored.snapshots(name_prefix="before-restore-").data
         assert client.by_id("backup", backup.id).uri == backup.uri
-        assert settled(client.delete(client.reload(backup))).state == "removed"
+        assert settled(client, client.delete(client.reload(backup))).state == "removed"
         assert names(client.list_backup(volumeId=volume.id)) == []
 
 

@@ -42,7 +42,7 @@ def test_the_whole_life_decodes(client: Strict, name: str, driver: str) -> None:
 def test_the_life_of_backups_decodes(client: Strict, name: str, tmp_path: Path, driver: str) -> None:
     options = {"size": "32M"} if driver == "loop" else {}
     volume = client.create("volume", name=name, driver=driver, driverOpts=options)
-    target = client.create("backupTarget", name=f"strict-{driver}", url=f"file://{tmp_path}/t")
+    target = client.create("backupTarget", name=f"strict-{driver}", url=f"file://{tmp_path}")
     assert target["nfsConfig"] is None
     snapshot = client.act(volume, "snapshot", {"name": "one"})
     answered = client.act(snapshot, "backup", {"backupTargetId": target["id"]})

@@ -25,14 +25,15 @@ def blocks(language: str) -> list[str]:
 def test_the_examples_of_the_api_answer_as_they_say(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     port = free_port()
     with Running(tmp_path / "d", config=SMALL + listening(port)) as daemon:
+        (tmp_path / "backups").mkdir()
         text = "".join(blocks("sh")).replace(SOCKET, str(daemon.api_socket)).replace(TARGET, str(tmp_path / "backups"))
         define, *examples = text.splitlines()
-        said = [int(line.rpartition("# ")[2]) for line in examples]
+        said = [{int(each) for each in re.findall(r"\d{3}", line.rpartition("# ")[2])} for line in examples]
         done = subprocess.run(
             ["bash", "-c", "\n".join([define, *examples])], capture_output=True, check=True, cwd=tmp_path
         )
         answered = [int(line.rpartition(b" ")[2]) for line in done.stdout.splitlines()]
-        assert list(zip(examples, answered, strict=True)) == list(zip(examples, said, strict=True))
+        assert [each for each in zip(examples, answered, said, strict=True) if each[1] not in each[2]] == []
 
         access, secret = make_key(daemon)
         for name, value in (("URL", f"http://127.0.0.1:{port}"), ("ACCESS_KEY", access), ("SECRET_KEY", secret)):

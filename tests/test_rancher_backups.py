@@ -17,6 +17,7 @@ from tests.running import Running, UnixConnection, scratch_config
 from tests.scratch import Scratch
 from tests.test_rancher_life import DRIVERS, Resource, act, again, create, listed, name, read, write
 from tests.test_rancher_lists import NOW, backup, snapshot, target, volume
+from voldriverd import model
 from voldriverd import store as database
 from voldriverd.api.rancher import backups, snapshots, volumes
 from voldriverd.model import BackupState, Health, SnapshotState, VolumeState
@@ -36,6 +37,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def daemon(session_scratch: Scratch, place: Path) -> Iterator[Running]:
+    for directory in ("disk", "second"):
+        (place / directory).mkdir()
     targets = f'[targets.disk]\nurl = "file://{place}/disk"\n[targets.second]\nurl = "file://{place}/second"\n'
     config = f'default_target = "disk"\n{targets}{scratch_config(session_scratch)}'
     with Running(place / "d", config=config) as running:
@@ -242,6 +245,7 @@ def test_a_removed_backup_is_a_tombstone(daemon: Running, name: str) -> None:
 
 def test_a_backup_that_cannot_be_made_is_an_error_that_says_why(daemon: Running, name: str, place: Path) -> None:
     volume = filled(daemon, name)
+    (place / "lost").mkdir()
     target = daemon.api("POST", "/v1/backuptargets", {"name": "lost", "url": f"file://{place}/lost"}).body
     shutil.rmtree(place / "lost")
     (place / "lost").write_text("")
@@ -326,7 +330,7 @@ def test_a_scan_takes_up_what_another_daemon_has_made(
     write(daemon, volume, "two")
     made(daemon, volume, backupTargetId="1bt2")
     config = f'[targets.found]\nurl = "file://{place}/second"\n{scratch_config(session_scratch)}'
-    with Running(place / name, config=config) as other:
+    with Running(place / "other", config=config) as other:
         scanned = other.api("POST", "/v1/backuptargets/1bt1?action=scan")
         assert scanned.status in {200, 202}
         settled(other, scanned.body)
@@ -387,7 +391,7 @@ def service(tmp_path: Path) -> Iterator[Any]:
     store.close()
 
 
-POOL = database.model.Pool(database.model.PoolId(1), "u", "p", "btrfs", "/p")
+POOL = model.Pool(model.PoolId(1), "u", "p", "btrfs", "/p")
 GOING = replace(
     backup(1),
     state=BackupState.CREATING,

@@ -21,6 +21,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def daemon(place: Path) -> Iterator[Running]:
+    (place / "nightly").mkdir()
     (place / "passphrase").write_text(f"{SECRETS[0]}\n")
     config = f"""
 default_target = "nightly"
@@ -40,6 +41,7 @@ def bare(tmp_path: Path) -> Iterator[Running]:
 
 
 def make(daemon: Running, name: str, place: Path, **fields: object) -> dict[str, Any]:
+    place.mkdir(exist_ok=True)
     made = daemon.api("POST", "/v1/backuptargets", {"name": name, "url": f"file://{place}", **fields})
     assert made.status == 201, made.body
     return dict(made.body)
@@ -142,7 +144,8 @@ def test_a_place_that_cannot_be_used_is_refused_with_the_cause_and_nothing_is_ma
     (tmp_path / "full" / "letter").write_text("dear")
     (tmp_path / "file").write_text("")
     for name, url, field in (
-        ("nothing", "file:///proc/nothing", "url"),
+        ("nothing", f"file://{tmp_path}/nothing", "url"),
+        ("proc", "file:///proc", "url"),
         ("full", f"file://{tmp_path}/full", "url"),
         ("file", f"file://{tmp_path}/file", "url"),
         ("bucket", "s3://nobody", "url"),

@@ -1,7 +1,7 @@
 """Backups as resources: those that were made here, and those that a scan of a target has found there."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from http import HTTPStatus
 from typing import Any, Final
 from urllib.parse import parse_qsl
@@ -14,6 +14,7 @@ from voldriverd.api.rancher.body import Body
 from voldriverd.api.rancher.filters import Wish
 from voldriverd.api.rancher.kind import ACCOUNT, Kind, Made, Stream, number, transition
 from voldriverd.api.rancher.problems import Problem
+from voldriverd.engine import keeping
 from voldriverd.errors import NotFound
 from voldriverd.model import BackupState
 from voldriverd.service import Service
@@ -116,12 +117,14 @@ def _show(service: Service, row: Row) -> dict[str, Any]:
 
 
 def _transition(service: Service, backup: model.Backup) -> dict[str, object]:
-    job = service.jobs.get(backup.shown_name)
-    if job is not None or backup.state in _GOING:
-        return transition(is_going=True, fault=None, job=job)
-    is_faulty = backup.state is BackupState.ERROR
-    fault = backup.message if is_faulty else service.runner.fault(backup.shown_name)
-    return transition(is_going=False, fault=fault, note=backup.message)
+    job, note = service.jobs.get(backup.shown_name), backup.message
+    is_faulty = backup.state is BackupState.ERROR or (note is not None and keeping.is_damage(note))
+    return transition(
+        is_going=job is not None or backup.state in _GOING,
+        fault=note if is_faulty else service.runner.fault(backup.shown_name),
+        job=job,
+        note=note,
+    )
 
 
 def _offered(_service: Service, row: Row) -> frozenset[str]:
@@ -151,8 +154,10 @@ async def _cancel(service: Service, row: Row, _given: Body) -> Made:
 
 
 async def _verify(service: Service, row: Row, given: Body) -> Made:
+    """Begin it, and answer that it goes on: who looks again learns what has come of it, however soon that was."""
     fields = body.parse_creation(schemas.ALL["backupVerifyInput"], given)
-    return made(service, await service.backups.verify(row.backup.id, sample=_sample(fields.get("sample"))))
+    backup = await service.backups.verify(row.backup.id, sample=_sample(fields.get("sample")), answer_s=0.0)
+    return replace(made(service, backup), status=HTTPStatus.ACCEPTED)
 
 
 def _sample(text: str | None) -> float:

@@ -104,10 +104,10 @@ def transition(
 ) -> dict[str, object]:
     """Return the three fields that say whether something goes on, or what went wrong (rancher-api 3).
 
-    `note` is what is to be known where neither is so.
+    `note` is what else is to be known.
     """
     if not is_going:
         state = "no" if fault is None else "error"
         return {"transitioning": state, "transitioningMessage": fault or note, "transitioningProgress": None}
-    message, percent = ("In Progress", None) if job is None else (job.message(), job.percent)
+    message, percent = (note or "In Progress", None) if job is None else (job.message(), job.percent)
     return {"transitioning": "yes", "transitioningMessage": message, "transitioningProgress": percent}

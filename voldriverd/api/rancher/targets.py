@@ -167,7 +167,8 @@ async def _scan(service: Service, target: model.Target, _given: Body) -> Made:
 async def _prune(service: Service, target: model.Target, _given: Body) -> Made:
     async def work() -> dict[str, object]:
         pruned = await service.backups.prune(target.id)
-        return {"freedBytes": pruned.bytes}
+        freed = f"{pruned.chunks} chunks deleted, {names.format_size(pruned.stored_bytes)} freed"
+        return {"freedBytes": pruned.stored_bytes, "transitioningMessage": "; ".join([freed, *pruned.skipped])}
 
     return await _long(service, target, work)
 

@@ -1,0 +1,493 @@
+"""Restores through the service: what is answered, who waits, what ends them, and what a start takes up."""
+
+import asyncio
+import threading
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Final, TypeVar
+
+import pytest
+
+from tests.engines import Bench, bench_on
+from voldriverd import model, names
+from voldriverd import restores as service_restores
+from voldriverd.driver import Driver, Key
+from voldriverd.engine import backups, creation, restores, snapshots, space, supplies, targets
+from voldriverd.engine.context import Engine
+from voldriverd.errors import Exists, InUse, NotFound, Unusable
+from voldriverd.jobs import Job
+from voldriverd.model import VolumeState
+from voldriverd.service import Service
+
+pytestmark = pytest.mark.root
+
+_T = TypeVar("_T")
+
+PATIENCE_S: Final = 20.0
+
+
+class Gate:
+    """Holds every restore where its tree would be made, until it is opened or the work is ended."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.opened = threading.Event()
+        self.reached = threading.Event()
+        self._unpack = supplies.unpack
+        monkeypatch.setattr(supplies, "unpack", self._pass)
+
+    def _pass(
+        self, engine: Engine, order: supplies.Order, driver: Driver, key: Key, work: supplies.Work
+    ) -> tuple[str, ...]:
+        work.expect(200)
+        work.advance(84)
+        self.reached.set()
+        while not (work.cancelled.is_set() or self.opened.wait(0.01)):
+            pass
+        return self._unpack(engine, order, driver, key, work)
+
+
+@pytest.fixture
+def gate(monkeypatch: pytest.MonkeyPatch) -> Gate:
+    return Gate(monkeypatch)
+
+
+@pytest.fixture
+def bench(memory_root: Path, tmp_path: Path) -> Iterator[Bench]:
+    """Give a bench with a volume `db` that says `now`, and a target."""
+    with bench_on(memory_root) as bench:
+        place = tmp_path / "shelf"
+        place.mkdir()
+        targets.create(bench.engine, model.TargetDraft("shelf", f"file://{place}"))
+        bench.create("db", size="1M")
+        bench.write("db", "one")
+        yield bench
+
+
+@pytest.fixture
+def backup(bench: Bench) -> model.Backup:
+    """Return a backup of `db` when it said `one`."""
+    (target,) = bench.store.targets()
+    snapshot = snapshots.create(bench.engine, bench.volume("db"), snapshots.Wish("one"))
+    made = backups.finish(bench.engine, backups.begin(bench.engine, snapshot, target, backups.Wish()), Job("backup"))
+    assert made.state is model.BackupState.CREATED, made.message
+    bench.write("db", "now")
+    return made
+
+
+def serve(bench: Bench, use: Callable[[Service], Awaitable[_T]]) -> _T:
+    """Do something with a service that ends in time."""
+
+    async def run() -> _T:
+        service = Service(bench.engine)
+        try:
+            async with asyncio.timeout(PATIENCE_S):
+                return await use(service)
+        finally:
+            assert await service.stop(within_s=5)
+
+    return asyncio.run(run())
+
+
+async def until(is_so: Callable[[], object]) -> None:
+    """Wait until something is so."""
+    while not is_so():  # noqa: ASYNC110 - whatever it is, there is no event for it
+        await asyncio.sleep(0.005)
+
+
+def lose_chunks(place: Path) -> None:
+    """Lose all data in a target, but no manifest."""
+    for chunk in place.glob("volumes/*/chunks/*/*"):
+        chunk.unlink()
+
+
+def request(name: str, backup: model.Backup | str, **options: str) -> creation.Request:
+    shown = backup if isinstance(backup, str) else backup.shown_name
+    given = {**options, "from": f"backup:{shown}"}
+    return creation.Request(name, names.parse_options(given), given)
+
+
+def begun(bench: Bench, name: str, backup: model.Backup) -> model.Volume:
+    """Leave what a crash leaves of a new volume that was promised."""
+    volume_id = model.VolumeId(bench.store.reserve_id("volumes"))
+    with closing(supplies.look(bench.engine, backup, work=Job("restore"), what="cannot restore")) as supply:
+        restores.begin_create(bench.engine, request(name, backup), volume_id, supply)
+    bench.restart()
+    return bench.volume(name)
+
+
+# An existing volume.
+
+
+def test_a_restore_is_answered_in_time_and_goes_on(bench: Bench, backup: model.Backup, gate: Gate) -> None:
+    volume = bench.volume("db")
+
+    async def use(service: Service) -> tuple[model.Volume, model.Snapshot, str | None]:
+        going, kept = await service.restores.restore(volume.id, backup.id, answer_s=0.01)
+        job = service.jobs.get(f"1v{volume.id}")
+        assert job is not None
+        assert (job.verb, job.percent) == ("restore", 42)
+        used = service.jobs.using(backup.shown_name), service.jobs.using(f"1bt{backup.target_id}")
+        assert used == (f"restore of 1v{volume.id}", f"restore of 1v{volume.id}")
+        gate.opened.set()
+        await service.restores.settled(bench.volume("db"), "mount", within_s=PATIENCE_S)
+        assert service.jobs.get(f"1v{volume.id}") is None
+        return going, kept, service.runner.fault(f"1v{volume.id}")
+
+    gate.reached.clear()
+    going, kept, fault = serve(bench, use)
+    assert going.state is VolumeState.RESTORING
+    assert bench.volume("db").state is VolumeState.INACTIVE
+    assert (bench.read("db"), bench.read_key(kept.tree)) == ("one", "now")
+    assert fault is None
+
+
+def test_a_restore_is_waited_for(bench: Bench, backup: model.Backup) -> None:
+    async def use(service: Service) -> snapshots.Reverted:
+        return await service.restores.restore(bench.volume("db").id, backup.id)
+
+    moved, kept = serve(bench, use)
+    assert moved == bench.volume("db")
+    assert kept.shown_name.startswith("before-restore-")
+    assert bench.read("db") == "one"
+
+
+def test_no_other_verb_is_done_meanwhile_but_unmount(bench: Bench, backup: model.Backup, gate: Gate) -> None:
+    volume = bench.volume("db")
+    one = bench.snapshot("db", "one")
+
+    async def use(service: Service) -> None:
+        await service.restores.restore(volume.id, backup.id, answer_s=0)
+        verbs: tuple[Awaitable[object], ...] = (
+            service.snapshot(volume.id, snapshots.Wish("two")),
+            service.revert(volume.id, one.id),
+            service.resize(volume.id, 2 << 20),
+            service.remove(volume.id),
+            service.create(
+                creation.Request("copy", names.parse_options({"from": "db"}), {"from": "db"}), answer_s=PATIENCE_S
+            ),
+            service.restores.restore(volume.id, backup.id),
+        )
+        for verb in verbs:
+            with pytest.raises(InUse, match="restor"):
+                await verb
+        await service.unmount(volume.id, "nobody")
+        await service.set_properties(volume.id, description="changed")
+        await service.reconcile()
+        gate.opened.set()
+
+    serve(bench, use)
+    assert bench.volume("db").description == "changed"
+    assert bench.volume("db").state is VolumeState.INACTIVE
+
+
+def test_mount_waits_for_the_end(bench: Bench, backup: model.Backup, gate: Gate) -> None:
+    volume = bench.volume("db")
+
+    async def use(service: Service) -> str:
+        await service.restores.restore(volume.id, backup.id, answer_s=0)
+        mounting = asyncio.create_task(service.mount(volume.id, "container"))
+        await asyncio.sleep(0)
+        gate.opened.set()
+        text = (await mounting / "content").read_text()
+        await service.unmount(volume.id, "container")
+        return text
+
+    assert serve(bench, use) == "one"
+
+
+def test_mount_says_how_far_it_is_when_it_takes_too_long(
+    bench: Bench, backup: model.Backup, gate: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("voldriverd.service.MOUNT_WAIT_S", 0.05)
+    volume = bench.volume("db")
+
+    async def use(service: Service) -> None:
+        await service.restores.restore(volume.id, backup.id, answer_s=0)
+        await until(gate.reached.is_set)
+        with pytest.raises(InUse, match=r"cannot mount volume db: it is being restored: 42 % \(84 of 200 B"):
+            await service.mount(volume.id, "container")
+        gate.opened.set()
+
+    serve(bench, use)
+
+
+def test_a_restore_can_be_cancelled(bench: Bench, backup: model.Backup, gate: Gate) -> None:
+    volume = bench.volume("db")
+
+    async def use(service: Service) -> model.Volume:
+        await service.restores.restore(volume.id, backup.id, answer_s=0)
+        await until(gate.reached.is_set)
+        after = await service.restores.cancel(volume.id)
+        assert service.runner.fault(f"1v{volume.id}") == "cannot restore volume db: it was cancelled"
+        with pytest.raises(NotFound, match="cannot cancel the restore of volume db: none is running"):
+            await service.restores.cancel(volume.id)
+        return after
+
+    after = serve(bench, use)
+    assert (after.state, after.message) == (VolumeState.INACTIVE, "cannot restore volume db: it was cancelled")
+    assert bench.read("db") == "now"
+
+
+def test_what_fails_after_the_answer_is_kept(bench: Bench, backup: model.Backup, gate: Gate, tmp_path: Path) -> None:
+    volume = bench.volume("db")
+
+    async def use(service: Service) -> str | None:
+        await service.restores.restore(volume.id, backup.id, answer_s=0)
+        lose_chunks(tmp_path / "shelf")
+        gate.opened.set()
+        await service.restores.settled(bench.volume("db"), "mount", within_s=PATIENCE_S)
+        await until(lambda: service.runner.fault(f"1v{volume.id}"))
+        return service.runner.fault(f"1v{volume.id}")
+
+    assert "it is missing" in (serve(bench, use) or "")
+    assert (bench.volume("db").message or "").startswith("cannot restore volume db: cannot read backup")
+    assert bench.volume("db").state is VolumeState.INACTIVE
+    assert bench.read("db") == "now"
+
+
+def test_our_own_bug_leaves_no_volume_restoring(
+    bench: Bench, backup: model.Backup, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(supplies, "unpack", fail)
+
+    async def use(service: Service) -> None:
+        with pytest.raises(ZeroDivisionError):
+            await service.restores.restore(bench.volume("db").id, backup.id)
+        with pytest.raises(ZeroDivisionError):
+            await service.create(request("new", backup), answer_s=PATIENCE_S)
+
+    serve(bench, use)
+    assert bench.volume("db").state is VolumeState.INACTIVE
+    assert bench.volume("db").message == "cannot restore volume db: internal error of voldriverd"
+    assert bench.store.volume_named("new") is None
+
+
+def test_what_is_not_there_is_not_found(bench: Bench, backup: model.Backup) -> None:
+    async def use(service: Service) -> None:
+        with pytest.raises(NotFound, match="cannot restore volume db: there is no backup 1b77"):
+            await service.restores.restore(bench.volume("db").id, model.BackupId(77))
+        with pytest.raises(NotFound, match="there is no volume 1v77"):
+            await service.restores.restore(model.VolumeId(77), backup.id)
+        with pytest.raises(NotFound, match="there is no volume 1v77"):
+            await service.restores.cancel(model.VolumeId(77))
+        with pytest.raises(NotFound, match="cannot create volume new: there is no backup 1b77"):
+            await service.create(request("new", "1b77"), answer_s=PATIENCE_S)
+
+    serve(bench, use)
+    assert bench.volume("db").state is VolumeState.INACTIVE
+
+
+def test_trash_goes_for_a_restore_that_is_short_of_space(
+    bench: Bench, backup: model.Backup, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    short = [True, True]
+    relieved = []
+
+    def ensure(_engine: Engine, _pool: object, what: str) -> None:
+        if short and short.pop():
+            raise space.Shortage(f"{what}: too little is free", bench.volume("db").pool_id)
+
+    async def relieve(_: Service, pool_id: model.PoolId) -> None:
+        relieved.append(pool_id)
+
+    monkeypatch.setattr(space, "ensure_reserve", ensure)
+    monkeypatch.setattr(Service, "relieve", relieve)
+
+    async def use(service: Service) -> None:
+        with pytest.raises(space.Shortage):
+            await service.restores.restore(bench.volume("db").id, backup.id)
+        short.append(True)
+        await service.restores.restore(bench.volume("db").id, backup.id)
+        short.append(True)
+        await service.create(request("new", backup), answer_s=PATIENCE_S)
+
+    serve(bench, use)
+    assert relieved == 3 * [bench.volume("db").pool_id]
+    assert (bench.read("db"), bench.read("new")) == ("one", "one")
+
+
+def test_only_so_many_bring_data_at_a_time_and_who_waits_can_be_cancelled(
+    bench: Bench, backup: model.Backup, gate: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service_restores, "AT_ONCE", 1)
+    volume = bench.volume("db")
+
+    async def use(service: Service) -> None:
+        await service.create(request("first", backup), answer_s=0)
+        await until(gate.reached.is_set)
+        await service.create(request("second", backup), answer_s=0)
+        await service.restores.restore(volume.id, backup.id, answer_s=0)
+        job = service.jobs.get(f"1v{volume.id}")
+        assert job is not None
+        assert job.message() == "waits for other restores"
+        assert (await service.restores.cancel(volume.id)).state is VolumeState.INACTIVE
+        gate.opened.set()
+        await service.restores.settled(bench.volume("second"), "mount", within_s=PATIENCE_S)
+
+    serve(bench, use)
+    assert (bench.read("first"), bench.read("second"), bench.read("db")) == ("one", "one", "now")
+
+
+# A new volume.
+
+
+def test_a_new_volume_is_answered_in_time_exists_at_once_and_is_what_it_was(
+    bench: Bench, backup: model.Backup, gate: Gate
+) -> None:
+    async def use(service: Service) -> None:
+        going = await service.create(request("new", backup), answer_s=0)
+        assert going.state is VolumeState.RESTORING
+        assert bench.volume("new") == going
+        assert service.restores.is_new(going)
+        again = await service.create(request("new", backup), answer_s=PATIENCE_S)
+        assert again == going
+        with pytest.raises(Exists, match="it exists with from = backup:1b1, not backup:1b9"):
+            await service.create(request("new", "1b9"), answer_s=PATIENCE_S)
+        mounting = asyncio.create_task(service.mount(going.id, "container"))
+        await asyncio.sleep(0)
+        gate.opened.set()
+        assert (await mounting / "content").read_text() == "one"
+        await service.unmount(going.id, "container")
+
+    serve(bench, use)
+    assert bench.volume("new").state is VolumeState.INACTIVE
+    assert not any(row.id == bench.volume("new").id for row in restores.resumable(bench.engine))
+
+
+def test_to_remove_a_new_volume_is_to_cancel_it(bench: Bench, backup: model.Backup, gate: Gate) -> None:
+    async def use(service: Service) -> model.Volume:
+        going = await service.create(request("new", backup), answer_s=0)
+        await until(gate.reached.is_set)
+        return await service.remove(going.id)
+
+    gone = serve(bench, use)
+    assert (gone.state, gone.key) == (VolumeState.PURGED, None)
+    assert bench.store.volume_named("new") is None
+    bench.upkeep()
+    (pool,) = bench.engine.pools
+    assert bench.driver.trees() == bench.store.pointed_keys(pool.row.id)
+
+
+def test_a_new_volume_that_cannot_be_is_gone_and_the_reason_is_kept(
+    bench: Bench, backup: model.Backup, gate: Gate, tmp_path: Path
+) -> None:
+    async def use(service: Service) -> str | None:
+        going = await service.create(request("new", backup), answer_s=0)
+        lose_chunks(tmp_path / "shelf")
+        gate.opened.set()
+        await until(lambda: service.runner.fault(f"1v{going.id}"))
+        return service.runner.fault(f"1v{going.id}")
+
+    assert "it is missing" in (serve(bench, use) or "")
+    assert bench.store.volume_named("new") is None
+
+
+def test_a_new_volume_that_fails_before_the_answer_was_never_there(
+    bench: Bench, backup: model.Backup, tmp_path: Path
+) -> None:
+    (tmp_path / "shelf").rename(tmp_path / "aside")
+
+    async def use(service: Service) -> None:
+        with pytest.raises(Unusable, match="no such directory"):
+            await service.create(request("new", backup), answer_s=0)
+
+    serve(bench, use)
+    assert bench.store.volume_named("new") is None
+
+
+# The end of the daemon, and the next one.
+
+
+def test_a_stop_ends_restores_and_the_next_start_takes_up_a_new_volume(
+    bench: Bench, backup: model.Backup, gate: Gate
+) -> None:
+    async def use(service: Service) -> None:
+        await service.create(request("new", backup), answer_s=0)
+        await service.restores.restore(bench.volume("db").id, backup.id, answer_s=0)
+
+    serve(bench, use)
+    assert bench.volume("db").state is VolumeState.INACTIVE
+    assert bench.volume("db").message == "cannot restore volume db: it was interrupted"
+    assert bench.read("db") == "now"
+    assert bench.volume("new").state is VolumeState.RESTORING
+    gate.opened.set()
+    bench.restart()
+
+    async def resume(service: Service) -> None:
+        await service.resume()
+        await until(lambda: bench.volume("new").state is VolumeState.INACTIVE)
+
+    serve(bench, resume)
+    assert (bench.read("new"), bench.volume("new").message) == ("one", None)
+
+
+def test_what_cannot_be_taken_up_says_why_and_is_tried_again(
+    bench: Bench, backup: model.Backup, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service_restores, "RETRY_S", 0.01)
+    volume = begun(bench, "new", backup)
+    aside = (tmp_path / "shelf").rename(tmp_path / "aside")
+
+    async def resume(service: Service) -> str:
+        await service.resume()
+        await until(lambda: bench.volume("new").message)
+        said = bench.volume("new").message or ""
+        aside.rename(tmp_path / "shelf")
+        await service.restores.settled(volume, "mount", within_s=PATIENCE_S)
+        return said
+
+    said = serve(bench, resume)
+    assert said.startswith("cannot restore volume new: ")
+    assert "no such directory" in said
+    assert (bench.volume("new").state, bench.volume("new").message) == (VolumeState.INACTIVE, None)
+    assert bench.read("new") == "one"
+
+
+def test_what_waits_for_another_try_says_so_and_can_be_removed(
+    bench: Bench, backup: model.Backup, tmp_path: Path
+) -> None:
+    volume = begun(bench, "new", backup)
+    (tmp_path / "shelf").rename(tmp_path / "aside")
+
+    async def resume(service: Service) -> str:
+        await service.resume()
+        await until(lambda: bench.volume("new").message)
+        job = service.jobs.get(f"1v{volume.id}")
+        assert job is not None
+        await until(lambda: job.waits_for)
+        with pytest.raises(InUse, match="waits for another try in 1m"):
+            await service.restores.settled(volume, "mount", within_s=0.01)
+        await service.remove(volume.id)
+        return job.message()
+
+    serve(bench, resume)
+    assert bench.store.volume_named("new") is None
+
+
+def test_a_stop_does_not_wait_for_another_try(bench: Bench, backup: model.Backup, tmp_path: Path) -> None:
+    begun(bench, "new", backup)
+    (tmp_path / "shelf").rename(tmp_path / "aside")
+
+    async def resume(service: Service) -> None:
+        await service.resume()
+        await until(lambda: bench.volume("new").message)
+
+    serve(bench, resume)
+    assert bench.volume("new").state is VolumeState.RESTORING
+
+
+def test_a_volume_whose_backup_is_forgotten_stays_and_says_so(bench: Bench, backup: model.Backup) -> None:
+    begun(bench, "new", backup)
+    bench.store.commit(lambda write: write.delete_backup(backup))
+
+    async def resume(service: Service) -> None:
+        await service.resume()
+        await until(lambda: bench.volume("new").message)
+
+    serve(bench, resume)
+    assert bench.volume("new").message == f"cannot restore volume new: there is no backup {backup.shown_name}"
+    assert bench.volume("new").state is VolumeState.RESTORING

@@ -131,6 +131,7 @@ class Writing:
         for entry in newest[:SHARED_FROM]:
             try:
                 found = self._folder.get_manifest(entry.name)
+                yield from (_digest(name) for name, _ in found.sent.lists)
                 for chunk in Reading(self._folder, self._transfer, found).chunks():
                     yield _digest(chunk.name)
             except Damaged:  # whoever reads that backup is told; there is nothing in it to share

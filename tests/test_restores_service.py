@@ -123,7 +123,8 @@ def test_a_restore_is_answered_in_time_and_goes_on(bench: Bench, backup: model.B
     volume = bench.volume("db")
 
     async def use(service: Service) -> tuple[model.Volume, model.Snapshot, str | None]:
-        going, kept = await service.restores.restore(volume.id, backup.id, answer_s=0.01)
+        going, kept = await service.restores.restore(volume.id, backup.id, answer_s=0)
+        await until(gate.reached.is_set)
         job = service.jobs.get(f"1v{volume.id}")
         assert job is not None
         assert (job.verb, job.percent) == ("restore", 42)
@@ -134,7 +135,6 @@ def test_a_restore_is_answered_in_time_and_goes_on(bench: Bench, backup: model.B
         assert service.jobs.get(f"1v{volume.id}") is None
         return going, kept, service.runner.fault(f"1v{volume.id}")
 
-    gate.reached.clear()
     going, kept, fault = serve(bench, use)
     assert going.state is VolumeState.RESTORING
     assert bench.volume("db").state is VolumeState.INACTIVE

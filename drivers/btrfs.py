@@ -256,13 +256,15 @@ class Btrfs:
         self, trees: int, fd: int, key: Key, built: btrfs_streams.Built, options: TreeOptions
     ) -> tuple[str, ...]:
         """Make the tree from the last link of a chain; it is committed when this returns."""
-        limit = self._limit_of_received(built, options)
-        if not built.is_from_btrfs or not (options.nocow or options.compression):
+        limit = self._limit_of_received(fd, built, options)
+        if not built.is_from_btrfs or not (built.attributes or options.nocow or options.compression):
             btrfs.snapshot(fd, trees, key, read_only=False, limit=limit)
             return ()
         with _part(trees, key) as part:
             btrfs.snapshot(fd, trees, part, read_only=False, limit=limit)
             with btrfs.opened(part, directory_fd=trees) as root:
+                for name, value in built.attributes.items():
+                    os.setxattr(root, name, value)
                 _dress_data(root, options)
         fs.sync_directory(self._trees)
         return (_NOCOW_NOTE,) if options.nocow else ()
@@ -328,14 +330,15 @@ class Btrfs:
         inherited = qgroup.inherited(trees, subvolume_id) + group.referenced_bytes
         return qgroup.limit(size_bytes=group.limit_bytes, inherited_bytes=inherited)
 
-    def _limit_of_received(self, built: btrfs_streams.Built, options: TreeOptions) -> btrfs.Limit | None:
-        """Return the wanted size, or what the tree has already if that is more."""
-        if self._quota is Mode.OFF or (self._quota is Mode.FULL and options.size_bytes is None):
-            return None
-        is_simple = self._quota is Mode.SIMPLE
-        used_bytes = sum(built.charges_bytes) if is_simple else built.charges_bytes[-1]
-        size_bytes = None if options.size_bytes is None else max(options.size_bytes, used_bytes)
-        return qgroup.limit(size_bytes=size_bytes, inherited_bytes=used_bytes if is_simple else 0)
+    def _limit_of_received(self, fd: int, built: btrfs_streams.Built, options: TreeOptions) -> btrfs.Limit | None:
+        """Return the wanted size, or what the tree has already if that is more; a group of full quotas has it then."""
+        if self._quota is Mode.SIMPLE:
+            used_bytes = sum(built.charges_bytes)
+            size_bytes = None if options.size_bytes is None else max(options.size_bytes, used_bytes)
+            return qgroup.limit(size_bytes=size_bytes, inherited_bytes=used_bytes)
+        if self._quota is Mode.FULL and options.size_bytes is not None:  # the kernel copies that limit and no other
+            qgroup.set_size(fd, btrfs.subvolume_id(fd), max(options.size_bytes, built.charges_bytes[-1]))
+        return None
 
     def _correct_inherited(self, trees: int, source: int, target: Key, before: btrfs.Limit | None) -> None:
         """Store what the snapshot wrote out of the source's dirty data, which its group had not counted yet."""

@@ -24,6 +24,8 @@ from voldriverd.kernel import btrfs, mount, nested, qgroup, receive, run, send
 
 FORMATS: Final[tuple[StreamFormat, ...]] = (StreamFormat.BTRFS, StreamFormat.TAR)
 
+_INHERITED: Final = frozenset({"system.posix_acl_access", "system.posix_acl_default", "btrfs.compression"})
+"""What the administrator may have given to the pool's directory, and is none of a tree's business."""
 _NEWEST_VERSION: Final = 2
 _NESTED_NOTE: Final = "subvolumes are nested in it, which a btrfs stream cannot hold; in tar they are directories"
 _LONG_NOTE: Final = "it has paths that are too long for a btrfs stream"
@@ -39,6 +41,8 @@ class Built:
     charges_bytes: tuple[int, ...]
     """What the quota group of each link counts; without quotas zeros."""
     is_from_btrfs: bool
+    attributes: dict[bytes, bytes]
+    """Extended attributes that the tree's root directory should have and this one has not."""
     notes: tuple[str, ...]
 
 
@@ -84,6 +88,8 @@ def staged(staging: Path, key: Key) -> Iterator[Path]:
         _destroy(staging, fd, key)
         btrfs.create(fd, key)
         try:
+            for name in _INHERITED & set(os.listxattr(staging / key)):
+                os.removexattr(staging / key, name)
             yield staging / key
         finally:
             with suppress(OSError):  # whatever came of the block stands; the next `open` sweeps
@@ -129,7 +135,8 @@ def build(place: Path, chain: Iterable[Stream], file_system_id: str, *, dress: C
         if number < 0:
             raise _unusable(place, "there is no stream")
         charges.append(_settled_charge(fd, str(number), file_system_id))
-    return Built(str(number), tuple(charges), parent is not None, notes)
+    attributes = {} if parent is None else parent.kept_back
+    return Built(str(number), tuple(charges), parent is not None, attributes, notes)
 
 
 def _has_nested(fd: int) -> bool:

@@ -9,6 +9,8 @@ their UUIDs in the whole file system. Hence:
 - What it is fed was looked through. The one subvolume gets a name and a UUID of ours, new each time, and refers to
   nothing but the one before by its; so that two restores of one backup do not find each other's trees, nor the one
   that was sent if it lies in the same file system.
+- It makes each file in the root directory first, where it inherits a default ACL and a compression that it may not
+  have had. These attributes of the root are kept back, for who makes a tree of the last subvolume.
 
 What this leaves: the process is root's and parses what others may have written, and it may fill the file system; a
 fifo that the stream makes and then clones from lasts until the time limit.
@@ -22,12 +24,12 @@ import time
 import uuid
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
 from voldriverd.kernel import btrfs, ioctl, mount, run
-from voldriverd.kernel.send import CLONE_UUID, HEADER, MAGIC, PATH, UUID, Command
+from voldriverd.kernel.send import CLONE_UUID, HEADER, MAGIC, PATH, UUID, XATTR_DATA, XATTR_NAME, Command
 
 TOOL: Final = "btrfs"
 PACKAGE: Final = "btrfs-progs"
@@ -39,11 +41,15 @@ _RELEASE_S: Final = 30.0
 """A tool whose feeder was killed ends when it has made what its pipe holds, a MiB, and perhaps waits for a commit."""
 _LOOK_S: Final = 0.01
 _FIRST: Final = frozenset({Command.SUBVOL, Command.SNAPSHOT})
-_LOOKED_AT: Final = frozenset({*_FIRST, Command.CLONE, Command.END})
-_LOOKED_AT_MAX: Final = 1 << 16
-"""These hold two paths and some numbers."""
+_XATTR: Final = frozenset({Command.SET_XATTR, Command.REMOVE_XATTR})
+_LOOKED_AT: Final = frozenset({*_FIRST, *_XATTR, Command.CLONE, Command.END})
+_LOOKED_AT_MAX: Final = 1 << 17
+"""These hold two paths and some numbers, or a path and an attribute of 64 KiB."""
+_HANDED_DOWN: Final = frozenset({b"system.posix_acl_default", b"btrfs.compression"})
 _HEAD_BYTES: Final = len(MAGIC) + 4
 _ATTRIBUTE: Final = struct.Struct("<HH")
+_ROOT: Final = _ATTRIBUTE.pack(PATH, 0)
+"""How a command begins that is about the root directory."""
 _POLYNOMIAL: Final = 0x82F63B78
 """Of CRC-32C, reflected (RFC 3720, B.4)."""
 
@@ -75,6 +81,8 @@ class Received:
 
     sent: bytes
     own: bytes
+    kept_back: dict[bytes, bytes] = field(default_factory=dict)
+    """Extended attributes that its root directory should have and has not."""
 
 
 def newest_version() -> int:
@@ -175,9 +183,11 @@ class _Translation:
                     raise Refused("holds what no stream holds")
                 if end > len(data):
                     break
-                yield view[start:position]
-                yield self._translated(number, data[position:end])
-                start = end
+                command = data[position:end]
+                if self._is_concerned(number, command):
+                    yield view[start:position]
+                    yield self._translated(number, command)
+                    start = end
             elif end > len(data):
                 self._passing_bytes = end - len(data)
                 position = len(data)
@@ -192,6 +202,9 @@ class _Translation:
             raise Refused("does not end with its end")
         return self._received
 
+    def _is_concerned(self, number: int, command: bytes) -> bool:
+        return number not in _XATTR or self._received is None or command.startswith(_ROOT, HEADER.size)
+
     def _translated(self, number: int, command: bytes) -> bytes:
         if command != _sealed(number, command[HEADER.size :]):
             raise Refused("is damaged: a checksum is wrong")
@@ -204,7 +217,11 @@ class _Translation:
             raise Refused("holds a command without what it needs") from err
 
     def _renamed(self, number: int, attributes: dict[int, bytes]) -> bytes:
-        if number == Command.CLONE:
+        if number in _XATTR and self._received is not None:
+            if attributes[XATTR_NAME] in _HANDED_DOWN:
+                self._keep_back(attributes[XATTR_NAME], attributes.get(XATTR_DATA))
+                return b""
+        elif number == Command.CLONE:
             attributes[CLONE_UUID] = self._own(attributes[CLONE_UUID])
         elif self._received is not None or number not in _FIRST:
             raise Refused("does not begin with its one subvolume")
@@ -213,9 +230,17 @@ class _Translation:
                 raise Refused("builds on another" if self._parent is None else "builds on no other")
             if number == Command.SNAPSHOT:
                 attributes[CLONE_UUID] = self._own(attributes[CLONE_UUID])
-            self._received = Received(sent=attributes[UUID], own=uuid.uuid4().bytes)
+            kept_back = {} if self._parent is None else dict(self._parent.kept_back)
+            self._received = Received(attributes[UUID], uuid.uuid4().bytes, kept_back)
             attributes |= {PATH: self._name.encode(), UUID: self._received.own}
         return _sealed(number, b"".join(_ATTRIBUTE.pack(kind, len(data)) + data for kind, data in attributes.items()))
+
+    def _keep_back(self, name: bytes, value: bytes | None) -> None:
+        assert self._received is not None
+        if value is None:
+            self._received.kept_back.pop(name, None)
+        else:
+            self._received.kept_back[name] = value
 
     def _own(self, sent: bytes) -> bytes:
         """Return what a subvolume to which the stream refers is called here."""

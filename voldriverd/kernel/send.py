@@ -11,6 +11,7 @@ those of inodes that have no place yet or no more. Version 2 (Linux 6.0) can car
 import ctypes
 import errno
 import os
+import signal
 import struct
 import threading
 from collections.abc import Generator, Iterator
@@ -35,6 +36,8 @@ ATTRIBUTES_MAX: Final = 1 << 20
 UUID: Final = 1
 CTRANSID: Final = 2
 SIZE: Final = 4
+XATTR_NAME: Final = 13
+XATTR_DATA: Final = 14
 PATH: Final = 15
 PATH_TO: Final = 16
 PATH_LINK: Final = 17
@@ -44,6 +47,7 @@ CLONE_UUID: Final = 20
 PATH_MAX: Final = 4_080
 """Who receives a stream puts the name of the subvolume before each path, and may use 4,095 bytes."""
 
+_NO_FD: Final = -1
 _VERSION: Final = Path("/sys/fs/btrfs/features/send_stream_version")
 
 
@@ -127,7 +131,12 @@ def sending(fd: int, *, parent_id: int, flags: int = 0, version: int = 1) -> Ite
     The kernel writes it from a thread that ends with the block. A reader that leaves early ends it: with its next
     write, or after all of it if nothing more is to be written. While it runs neither snapshot can be deleted or made
     writable. The reader raises OSError (EPERM: one of them is writable; ENAMETOOLONG: a path has more than 4,095
-    bytes; EINVAL: the kernel does not know the version).
+    bytes; EINVAL: the kernel does not know the version; EINTR: see below).
+
+    A signal that finds the kernel waiting for the reader makes it call the ioctl again, which writes the stream from
+    its beginning into the middle of a command, and succeeds (6.18; btrfs-progs issues 719 and 1063). The end of any
+    child did that here, while another was being started. Hence the thread takes no signals; and as stopping the
+    process or freezing it does the same, a second call finds no descriptor any more, and fails.
     """
     reading, writing = pipe.make()
     failure: list[OSError] = []
@@ -138,10 +147,12 @@ def sending(fd: int, *, parent_id: int, flags: int = 0, version: int = 1) -> Ite
         arguments.flags = flags
 
     def send() -> None:
+        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         try:
             ioctl.call(fd, BTRFS_IOC_SEND, arguments)
         except OSError as err:
-            failure.append(err)
+            is_second_call = err.errno == errno.EBADF
+            failure.append(InterruptedError(errno.EINTR, "it was interrupted") if is_second_call else err)
         finally:
             os.close(writing)
 
@@ -149,6 +160,8 @@ def sending(fd: int, *, parent_id: int, flags: int = 0, version: int = 1) -> Ite
     with open(reading, "rb") as stream:
         thread.start()
         try:
+            stream.peek(1)  # it writes, so it has read its arguments
+            arguments.send_fd = _NO_FD
             yield Reader(stream, thread, failure)
         finally:
             stream.close()

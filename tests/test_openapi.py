@@ -34,6 +34,10 @@ size = { values = ["300M", "1G", "64k"] }
 name = { values = ["a", "b", "c", "d-1", "e.2"] }
 volume = { values = ["1v1", "1v2", "1v3", "1v4", "7"] }
 snapshot = { values = ["1s1", "1s2", "1s3", "1s4"] }
+backup = { values = ["1b1", "1b2", "1b3"] }
+target = { values = ["1bt1", "1bt2", "1bt3"] }
+url = { values = ["file://PLACE/one", "file://PLACE/two", "file:///proc/none", "s3://none", "nfs://127.0.0.1/none"] }
+sample = { values = ["10%", "0.5", "1"] }
 
 [parameters]
 "body.driver" = { dictionary = "driver", probability = 0.8 }
@@ -41,6 +45,10 @@ snapshot = { values = ["1s1", "1s2", "1s3", "1s4"] }
 "body.name" = { dictionary = "name", probability = 0.5 }
 "body.volumeId" = { dictionary = "volume", probability = 0.8 }
 "body.snapshotId" = { dictionary = "snapshot", probability = 0.8 }
+"body.backupId" = { dictionary = "backup", probability = 0.8 }
+"body.backupTargetId" = { dictionary = "target", probability = 0.8 }
+"body.url" = { dictionary = "url", probability = 0.9 }
+"body.sample" = { dictionary = "sample", probability = 0.8 }
 
 [[operations]]
 include-path-regex = "^/volumes/"
@@ -49,6 +57,14 @@ parameters = { "path.id" = { dictionary = "volume", probability = 0.8 } }
 [[operations]]
 include-path-regex = "^/snapshots/"
 parameters = { "path.id" = { dictionary = "snapshot", probability = 0.8 } }
+
+[[operations]]
+include-path-regex = "^/backups/"
+parameters = { "path.id" = { dictionary = "backup", probability = 0.8 } }
+
+[[operations]]
+include-path-regex = "^/backuptargets/"
+parameters = { "path.id" = { dictionary = "target", probability = 0.8 } }
 
 [[operations]]
 include-path-regex = "^/mounts/"
@@ -69,7 +85,10 @@ parameters = { id = "1c1" }
 [phases.coverage]
 unexpected-methods = ["trace"]
 """
-"""What is tried more often than chance would: without it most requests end at a name or an id that there is not."""
+"""What is tried more often than chance would: without it most requests end at a name or an id that there is not.
+
+PLACE stands for a directory of the test's.
+"""
 
 
 @pytest.fixture(scope="module")
@@ -172,18 +191,22 @@ def test_who_uses_a_wrong_method_is_told_the_right_ones(daemon: Running, method:
     assert (refused.status, refused.headers["Allow"]) == (405, allowed)
 
 
-def prepare(daemon: Running) -> None:
-    """Make a volume that is free and one that a container holds, each with a snapshot."""
+def prepare(daemon: Running, place: Path) -> None:
+    """Make a volume that is free and one that a container holds, each with a snapshot, and a backup of one."""
     for number, name in enumerate(("free", "held"), 1):
         assert daemon.api("POST", "/v1/volumes", {"name": name, "driver": "btrfs"}).status == 201
         assert daemon.api("POST", "/v1/snapshots", {"volumeId": f"1v{number}", "name": name}).status == 201
     assert daemon.plugin("VolumeDriver.Mount", Name="held", ID="c1").status == 200
+    for directory in ("t", "one", "two"):
+        (place / directory).mkdir()
+    assert daemon.api("POST", "/v1/backuptargets", {"name": "t", "url": f"file://{place}/t"}).status == 201
+    assert daemon.api("POST", "/v1/snapshots/1s1?action=backup", {"backupTargetId": "1bt1"}).status == 200
 
 
 @pytest.mark.root
 def test_the_api_answers_as_the_document_says_whatever_it_is_asked(tmp_path: Path) -> None:
     port = doors.free_port()
-    (tmp_path / "tested.toml").write_text(TESTED)
+    (tmp_path / "tested.toml").write_text(TESTED.replace("PLACE", str(tmp_path)))
     options = ["--phases=coverage,fuzzing", "--max-examples=5", "--seed=1", "--generation-database=none"]
     options += ["--continue-on-failure", "--no-color", "--exclude-path=/events", "--request-timeout=30"]
     options += [
@@ -192,7 +215,7 @@ def test_the_api_answers_as_the_document_says_whatever_it_is_asked(tmp_path: Pat
         f"http://127.0.0.1:{port}/v1/openapi.json",
     ]
     with Running(tmp_path / "daemon", config=SMALL + doors.listening(port)) as daemon:
-        prepare(daemon)
+        prepare(daemon, tmp_path)
         doors.make_key(daemon, name="removed")
         key = doors.make_key(daemon, name="schemathesis")
         program = [sys.executable, "-m", "schemathesis.cli", "--config-file", "tested.toml", "run"]

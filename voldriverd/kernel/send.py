@@ -131,7 +131,7 @@ def sending(fd: int, *, parent_id: int, flags: int = 0, version: int = 1) -> Ite
     The kernel writes it from a thread that ends with the block. A reader that leaves early ends it: with its next
     write, or after all of it if nothing more is to be written. While it runs neither snapshot can be deleted or made
     writable. The reader raises OSError (EPERM: one of them is writable; ENAMETOOLONG: a path has more than 4,095
-    bytes; EINVAL: the kernel does not know the version; EINTR: see below).
+    bytes; EPROTO: the kernel does not know the version; EINTR: see below).
 
     A signal that finds the kernel waiting for the reader makes it call the ioctl again, which writes the stream from
     its beginning into the middle of a command, and succeeds (6.18; btrfs-progs issues 719 and 1063). The end of any

@@ -102,10 +102,10 @@ def test_signals_do_not_spoil_a_stream(large: int) -> None:
     expected = whole(large)
     received: list[int] = []
     before = signal.signal(signal.SIGUSR1, lambda number, _: received.append(number))
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})  # so that another thread would have to take it
     try:
         with send.sending(large, parent_id=0) as reader:
             wait_until_the_pipe_is_full(reader)
+            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})  # so that another thread would have to take it
             os.kill(os.getpid(), signal.SIGUSR1)
             assert reader.read(1 << 30) == expected
     finally:

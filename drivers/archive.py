@@ -15,7 +15,7 @@ import os
 import stat
 from collections.abc import Generator, Iterator
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -126,10 +126,9 @@ class _Writer:
 
     def _directory(self, directories: list[str]) -> Iterator[bytes]:
         """Yield a directory and what is in it but directories, whose names are noted, the last one first."""
+        fd = self._cursor.fd
         try:
-            status = os.fstat(self._cursor.fd)
-            member = self._member(self._cursor.fd, b"%s/" % self._path, status)
-            yield tar.header(replace(member, flags=attributes.read_flags(self._cursor.fd)))
+            yield tar.header(_member(b"%s/" % self._path, os.fstat(fd), fd, flags=attributes.read_flags(fd)))
         except OSError as err:
             raise self._cursor.error(err) from err
         names: list[str] = []
@@ -152,19 +151,17 @@ class _Writer:
         if stat.S_ISSOCK(status.st_mode):
             return
         if status.st_nlink > 1 and (first := self._first_name(status, path)) is not None:
-            yield tar.header(_plain(path, status, tar.Kind.LINK, link=first))
+            yield tar.header(_member(path, status, None, link=first))
             return
-        member = self._member(attributes.place(looked), path, status)
-        if member.kind == tar.Kind.SYMLINK:
-            yield tar.header(replace(member, link=os.fsencode(os.readlink("", dir_fd=looked))))
-        elif member.kind == tar.Kind.FILE:
+        if stat.S_ISREG(status.st_mode):
             fd = tree.reopen(looked, tree.READ)
             try:
-                yield from _content(fd, replace(member, flags=attributes.read_flags(fd)), status.st_size)
+                yield from _regular_file(fd, path, status)
             finally:
                 os.close(fd)
         else:
-            yield tar.header(member)
+            link = os.fsencode(os.readlink("", dir_fd=looked)) if stat.S_ISLNK(status.st_mode) else b""
+            yield tar.header(_member(path, status, attributes.place(looked), link=link))
 
     def _first_name(self, status: os.stat_result, path: bytes) -> bytes | None:
         """Return the name under which a file is in the archive, None if it is not yet."""
@@ -175,33 +172,45 @@ class _Writer:
             del self._links[key]
         return None if link.path == path else link.path
 
-    def _member(self, where: int | str, path: bytes, status: os.stat_result) -> tar.Member:
-        xattrs = tuple(sorted((os.fsencode(name), value) for name, value in attributes.read_xattrs(where)))
-        return replace(_plain(path, status, _KINDS[stat.S_IFMT(status.st_mode)]), xattrs=xattrs)
 
-
-def _plain(path: bytes, status: os.stat_result, kind: tar.Kind, link: bytes = b"") -> tar.Member:
+def _member(
+    path: bytes,
+    status: os.stat_result,
+    where: int | str | None,
+    *,
+    link: bytes = b"",
+    flags: int = 0,
+    size_bytes: int = 0,
+    sparse_bytes: int | None = None,
+) -> tar.Member:
+    """Describe an inode; where it is None, another name of one that is in the archive already."""
+    xattrs = [] if where is None else attributes.read_xattrs(where)
     return tar.Member(
         path=path,
-        kind=kind,
+        kind=tar.Kind.LINK if where is None else _KINDS[stat.S_IFMT(status.st_mode)],
         mode=stat.S_IMODE(status.st_mode),
         uid=status.st_uid,
         gid=status.st_gid,
         mtime_ns=status.st_mtime_ns,
+        size_bytes=size_bytes,
         link=link,
         device=(os.major(status.st_rdev), os.minor(status.st_rdev)),
+        xattrs=tuple(sorted((os.fsencode(name), value) for name, value in xattrs)),
+        flags=flags,
+        sparse_bytes=sparse_bytes,
     )
 
 
-def _content(fd: int, member: tar.Member, size_bytes: int) -> Iterator[bytes]:
+def _regular_file(fd: int, path: bytes, status: os.stat_result) -> Iterator[bytes]:
     """Yield the headers of a file and what it holds."""
+    size_bytes = status.st_size
     segments = _segments(fd, size_bytes)
-    before = b""
-    if segments != [(0, size_bytes)] and size_bytes:
-        before = sparse.write(segments, size_bytes)
-        member = replace(member, sparse_bytes=size_bytes)
+    is_sparse = segments != [(0, size_bytes)] and size_bytes > 0
+    before = sparse.write(segments, size_bytes) if is_sparse else b""
     archived_bytes = len(before) + sum(length for _, length in segments)
-    yield tar.header(replace(member, size_bytes=archived_bytes)) + before
+    flags, sparse_bytes = attributes.read_flags(fd), size_bytes if is_sparse else None
+    member = _member(path, status, fd, flags=flags, size_bytes=archived_bytes, sparse_bytes=sparse_bytes)
+    yield tar.header(member) + before
     for offset, length in segments:
         position, end = offset, offset + length
         while position < end:

@@ -21,6 +21,9 @@ HEADERS_MAX: Final = 16 << 20
 _HEADER: Final = struct.Struct("100s8s8s8s12s12s8s1s100s8s32s32s8s8s167s")
 _MAGIC: Final = b"ustar\x0000"
 _SUM: Final = slice(148, 156)
+_SIZE: Final = slice(124, 136)
+_KIND: Final = 156
+_PREFIX: Final = slice(345, 500)
 _NAME_MAX: Final = 100
 _SIZE_MAX: Final = 0o77777777777
 _ID_MAX: Final = 0o7777777
@@ -61,6 +64,8 @@ class Kind(IntEnum):
 
 
 _KINDS: Final = frozenset(Kind)
+_CONTENTLESS: Final = _KINDS - {Kind.FILE}
+_DEVICES: Final = frozenset({Kind.CHARACTER, Kind.BLOCK})
 
 
 class Malformed(ValueError):
@@ -184,8 +189,8 @@ class Headers:
     def __init__(self) -> None:
         """Begin before the first member."""
         self.wanted = BLOCK_BYTES
-        self._extended: Member | None = None
-        """The header whose content comes next."""
+        self._extended: tuple[int, int] | None = None
+        """Kind and size of the extended header that comes next."""
         self._member: Member | None = None
         """What is ready but for the rest of its map, which lies before its content in GNU's old format."""
         self._records: dict[bytes, bytes] = {}
@@ -215,21 +220,23 @@ class Headers:
 
     def _take(self, piece: bytes) -> Member | None:
         if self._extended is not None:
-            extended, self._extended = self._extended, None
-            self._add(extended.kind, piece[: extended.size_bytes])
+            (kind, size_bytes), self._extended = self._extended, None
+            self._add(kind, piece[:size_bytes])
             return None
         if self._member is not None:
             return None if piece[_SPARSE_LAST] else self._end()
-        found = _parse(piece)
-        if found.kind in _EXTENDED:
-            if found.size_bytes > HEADERS_MAX:
+        if _octal(piece[_SUM]) != sum(piece) - sum(piece[_SUM]) + 8 * ord(" "):
+            raise Malformed("the checksum of a header is wrong")
+        kind, size_bytes = piece[_KIND], _octal(piece[_SIZE])
+        if kind in _EXTENDED:
+            if size_bytes > HEADERS_MAX:
                 raise Malformed("an extended header is too long")
-            if found.size_bytes:
-                self._extended = found
-                self.wanted = found.size_bytes + padding(found.size_bytes)
+            if size_bytes:
+                self._extended = kind, size_bytes
+                self.wanted = size_bytes + padding(size_bytes)
             return None
-        self._member = _merged(found, self._records, self._xattrs)
-        return None if found.kind == _SPARSE and piece[_SPARSE_MORE] else self._end()
+        self._member = _merged(piece, self._records, self._xattrs)
+        return None if kind == _SPARSE and piece[_SPARSE_MORE] else self._end()
 
     def _end(self) -> Member:
         member = self._member
@@ -261,49 +268,33 @@ def _parse_records(content: bytes) -> Iterable[tuple[bytes, bytes]]:
         position = end
 
 
-def _parse(block: bytes) -> Member:
-    fields = _HEADER.unpack(block)
-    total = sum(block) - sum(block[_SUM]) + 8 * ord(" ")
-    if _octal(fields[6]) != total:
-        raise Malformed("the checksum of a header is wrong")
-    path = fields[0].partition(b"\0")[0]
-    prefix = fields[14][:155].partition(b"\0")[0]
-    if fields[9] == _MAGIC and prefix:
-        path = prefix + b"/" + path
-    kind = fields[7][0] or Kind.FILE
-    return Member(
-        path=path,
-        kind=Kind.DIRECTORY if kind == Kind.FILE and path.endswith(b"/") else kind,
-        mode=_octal(fields[1]) & 0o7777,
-        uid=_octal(fields[2]),
-        gid=_octal(fields[3]),
-        mtime_ns=_octal(fields[5]) * 10**9,
-        size_bytes=_octal(fields[4]),
-        link=fields[8].partition(b"\0")[0],
-        device=(_octal(fields[12]), _octal(fields[13])),
-    )
-
-
-def _merged(found: Member, records: dict[bytes, bytes], xattrs: list[tuple[bytes, bytes]]) -> Member:
+def _merged(block: bytes, records: dict[bytes, bytes], xattrs: list[tuple[bytes, bytes]]) -> Member:
     """Return a member as its header and its records say together."""
+    fields = _HEADER.unpack(block)
+    kind, path = block[_KIND] or Kind.FILE, fields[0].partition(b"\0")[0]
+    if fields[9] == _MAGIC and block[_PREFIX.start]:
+        path = block[_PREFIX].partition(b"\0")[0] + b"/" + path
+    if kind == Kind.FILE and path.endswith(b"/"):
+        kind = Kind.DIRECTORY
     sparse = {keyword: value for keyword, value in records.items() if keyword.startswith(b"GNU.sparse.")}
     is_ours = sparse.get(b"GNU.sparse.major") == b"1" and sparse.get(b"GNU.sparse.minor") == b"0"
-    size_bytes = decimal(records[b"size"]) if b"size" in records else found.size_bytes
+    size_bytes = decimal(records[b"size"]) if b"size" in records else _octal(fields[4])
+    flags = records.get(b"SCHILY.fflags")
     return Member(
-        path=sparse.get(b"GNU.sparse.name", records.get(b"path", found.path)),
-        kind=found.kind,
-        mode=found.mode,
-        uid=decimal(records[b"uid"]) if b"uid" in records else found.uid,
-        gid=decimal(records[b"gid"]) if b"gid" in records else found.gid,
-        mtime_ns=_nanoseconds(records[b"mtime"]) if b"mtime" in records else found.mtime_ns,
+        path=sparse.get(b"GNU.sparse.name", records.get(b"path", path)),
+        kind=kind,
+        mode=_octal(fields[1]) & 0o7777,
+        uid=decimal(records[b"uid"]) if b"uid" in records else _octal(fields[2]),
+        gid=decimal(records[b"gid"]) if b"gid" in records else _octal(fields[3]),
+        mtime_ns=_nanoseconds(records[b"mtime"]) if b"mtime" in records else _octal(fields[5]) * 10**9,
         # Nothing follows a link or a directory, whatever some archivers say there.
-        size_bytes=0 if found.kind in range(Kind.LINK, Kind.FIFO + 1) else size_bytes,
-        link=records.get(b"linkpath", found.link),
-        device=found.device,
+        size_bytes=0 if kind in _CONTENTLESS else size_bytes,
+        link=records.get(b"linkpath", fields[8].partition(b"\0")[0]),
+        device=(_octal(fields[12]), _octal(fields[13])) if kind in _DEVICES else (0, 0),
         xattrs=tuple(xattrs),
-        flags=sum(_FLAGS.get(name, 0) for name in set(records.get(b"SCHILY.fflags", b"").split(b","))),
+        flags=sum(_FLAGS.get(name, 0) for name in set(flags.split(b","))) if flags else 0,
         sparse_bytes=decimal(sparse.get(b"GNU.sparse.realsize", b"")) if is_ours else None,
-        is_foreign=(bool(sparse) and not is_ours) or found.kind not in _KINDS,
+        is_foreign=(bool(sparse) and not is_ours) or kind not in _KINDS,
     )
 
 

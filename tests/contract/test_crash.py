@@ -1,15 +1,18 @@
 """Whole or absent: each call is killed before each of its steps, and a new instance opens the pool."""
 
 import os
+import signal
 import stat
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
 
-from tests.contract import crash
+from tests.contract import content, crash
 from tests.contract.conftest import Pool
-from tests.contract.pools import promising, real
+from tests.contract.pools import making_increments, promising, real
+from tests.contract.sending import changed, filled, receive, send, snapshot
 from tests.scratch import unmount_under
 from voldriverd.driver import Capability, Key, TreeOptions
 
@@ -74,6 +77,66 @@ def test_a_clone_that_is_killed_makes_a_whole_tree_or_none(pool: Pool, *, read_o
         assert pool.driver.trees() == {"v1.1"}
         assert _listing(pool.root) == before
         assert pool.read("v1.1", "file") == b"content"
+
+
+def test_a_receive_that_is_killed_makes_a_whole_tree_or_none(pool: Pool) -> None:
+    filled(pool, "v1.1", content.fill)
+    snapshot(pool, "v1.1", "s1")
+    expected = content.likeness(pool.attach("s1", read_only=True))
+    pool.driver.detach(Key("s1"))
+    pool.driver.sync()
+    for wanted in pool.driver.formats:
+        sent = send(pool.driver, "s1", wanted=wanted)
+        receive(pool.driver, "v2.1", sent)
+        pool.driver.remove(Key("v2.1"))
+        before = _listing(pool.root)
+        for _ in _cuts(pool, partial(receive, pool.driver, "v2.1", sent)):
+            if "v2.1" in pool.driver.trees():
+                assert content.likeness(pool.attach("v2.1", read_only=True)) == expected
+            pool.driver.detach(Key("v2.1"))
+            pool.driver.remove(Key("v2.1"))
+            assert pool.driver.trees() == {"v1.1", "s1"}
+            assert _listing(pool.root) == before
+
+
+@making_increments()
+def test_a_receive_that_is_killed_within_a_chain_leaves_a_whole_tree_or_none(pool: Pool) -> None:
+    filled(pool, "v1.1", content.fill)
+    snapshot(pool, "v1.1", "b1")
+    changed(pool, "v1.1", content.change)
+    snapshot(pool, "v1.1", "b2")
+    chain = send(pool.driver, "b1"), send(pool.driver, "b2", "b1")
+    expected = content.likeness(pool.attach("b2", read_only=True))
+    pool.driver.detach(Key("b2"))
+    before = _listing(pool.root)
+    for _ in _cuts(pool, partial(receive, pool.driver, "v2.1", *chain)):
+        if "v2.1" in pool.driver.trees():
+            assert content.likeness(pool.attach("v2.1", read_only=True)) == expected
+        pool.driver.detach(Key("v2.1"))
+        pool.driver.remove(Key("v2.1"))
+        assert _listing(pool.root) == before
+
+
+@pytest.mark.parametrize("after", [0, 1, 2])
+def test_a_send_that_is_killed_leaves_nothing(pool: Pool, after: int) -> None:
+    filled(pool, "v1.1", content.fill)
+    snapshot(pool, "v1.1", "s1")
+    pool.driver.sync()
+    before = _listing(pool.root)
+
+    def send_and_die() -> None:
+        with pool.driver.send(Key("s1"), wanted=wanted) as stream:
+            for _ in range(after):
+                next(stream.parts, None)
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    for wanted in pool.driver.formats:
+        crash.cut(send_and_die, before=10_000)
+        _settle(pool)
+        assert _listing(pool.root) == before
+        assert os.listdir(pool.mounts) == ["v1.1"]
+        receive(pool.driver, "v2.1", send(pool.driver, "s1", wanted=wanted))
+        pool.driver.remove(Key("v2.1"))
 
 
 def test_a_remove_that_is_killed_leaves_a_whole_tree_or_none(pool: Pool) -> None:

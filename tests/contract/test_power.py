@@ -6,10 +6,12 @@ from pathlib import Path
 
 import pytest
 
+from tests.contract import content
 from tests.contract.conftest import Pool
 from tests.contract.pools import promising, real
+from tests.contract.sending import filled, receive, send, snapshot
 from tests.scratch import Scratch, unmount_under
-from voldriverd.driver import Capability, Key, TreeOptions
+from voldriverd.driver import Capability, Key, StreamFormat, TreeOptions
 
 pytestmark = [pytest.mark.root, real()]
 
@@ -33,6 +35,18 @@ def test_a_clone_survives_with_all_its_content(pool: Pool, cut: Cut, *, read_onl
     after = cut()
     assert after.driver.trees() == {"v1.1", "s1"}
     assert after.read("s1", "file") == b"content"
+
+
+@pytest.mark.parametrize("wanted", ["its own", "tar"])
+def test_a_received_tree_survives_with_all_its_content(pool: Pool, cut: Cut, wanted: str) -> None:
+    filled(pool, "v1.1", content.fill)
+    snapshot(pool, "v1.1", "s1")
+    expected = content.likeness(pool.attach("s1", read_only=True))
+    form = pool.driver.formats[0] if wanted == "its own" else StreamFormat.TAR
+    receive(pool.driver, "v2.1", send(pool.driver, "s1", wanted=form))
+    after = cut()
+    assert "v2.1" in after.driver.trees()
+    assert content.likeness(after.attach("v2.1", read_only=True)) == expected
 
 
 def test_creations_survive_a_sync(pool: Pool, cut: Cut) -> None:

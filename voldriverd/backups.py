@@ -206,7 +206,7 @@ class Backups:
         what = f"cannot cancel backup {backup.shown_name}"
         if backup.state is not BackupState.CREATING:
             raise NotFound(f"{what}: it is {backup.state.value}")
-        self._start(backup)  # it may wait for its pool to come back, and ends like the others
+        self._start(backup, is_wanted=False)  # if nobody works on it: it may wait for its pool to come back
         task = self._sending.get(backup_id)
         if task is None:
             raise InUse(f"{what}: the daemon stops")
@@ -280,15 +280,17 @@ class Backups:
             self._start(backup)
         return backup
 
-    def _start(self, backup: model.Backup) -> None:
+    def _start(self, backup: model.Backup, *, is_wanted: bool = True) -> None:
         if backup.id in self._sending or self._stopping.is_set():
             return
-        task = self._sending[backup.id] = self._runner.spawn(self._send(backup))
+        task = self._sending[backup.id] = self._runner.spawn(self._send(backup, is_wanted=is_wanted))
         task.add_done_callback(lambda _: self._sending.pop(backup.id))
 
-    async def _send(self, backup: model.Backup) -> None:
+    async def _send(self, backup: model.Backup, *, is_wanted: bool) -> None:
         begun_s = time.monotonic()
         with self._jobs.running(backup.shown_name, "backup", uses=frozenset({_shown(backup.target_id)})) as job:
+            if not is_wanted:
+                job.cancel()
             try:
                 ended = await self._in_turn(backup, job)
             except Error as err:  # it could not be written down: it is tried again
@@ -303,6 +305,8 @@ class Backups:
 
     async def _in_turn(self, backup: model.Backup, job: jobs.Job) -> model.Backup:
         """Send a backup when no other one of its volume is sent to its target, and few others are."""
+        if job.is_given_up:
+            return await self._in_thread("backup", backups.give_up, backup)
         name = ("backup", backup.volume_id, backup.target_id)
         job.waits_for = "another backup"
         try:

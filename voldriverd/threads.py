@@ -71,8 +71,8 @@ class Threads:
         mailbox.put(work)
         name = f"{self._name}_{len(self._threads)}"
         thread = threading.Thread(target=_serve, args=(mailbox,), name=name, daemon=True)
-        self._threads[thread] = mailbox
         thread.start()
+        self._threads[thread] = mailbox
 
     def _run(
         self,

@@ -145,6 +145,26 @@ def test_odd_names_are_told_as_they_are() -> None:
     assert [path for path, _, _ in rows_of(archived(*(file(name, b"") for name in names)))] == names
 
 
+def test_deep_trees_take_little_memory() -> None:
+    found = Index()
+    for depth in range(3_000):
+        found.feed(folder("d" + "/d" * depth))
+        found.feed(file("d" + "/d" * depth + "/file", b""))
+    assert len(found._rests) + 10 * len(found) < 30 * 6_000
+    rows = list(found)
+    assert rows[3][0] == "d/d/file"
+    assert rows[-1][0] == ("d/" * 3_000)[:4_096]
+    assert rows[-1][1] == sum(length for _, _, length in rows[:-1])
+
+
+@given(st.lists(st.lists(st.sampled_from(["a", "b", "ab", "a.b", "é", ".x", "x" * 200]), min_size=1, max_size=25)))
+def test_paths_of_any_order_come_back(paths: list[list[str]]) -> None:
+    names = ["/".join(names) for names in paths]
+    assert [path for path, _, _ in rows_of(archived(*(file(name, b"") for name in names)))] == [
+        os.fsdecode(os.fsencode(name)[:4_096]) for name in names
+    ]
+
+
 # One file or folder
 
 

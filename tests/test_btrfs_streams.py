@@ -498,6 +498,22 @@ def _found(root: Path) -> list[bytes]:
     return sorted(subprocess.run(["find", "-print0"], cwd=root, check=True, stdout=subprocess.PIPE).stdout.split(b"\0"))
 
 
+@pytest.mark.parametrize("flag", ["+C", "+S", "+i", "+a", "+d", "+A", "+D"])
+def test_flags_are_told_where_they_are_lost(driver: Btrfs, flag: str) -> None:
+    root = new(driver)
+    (root / "plain").touch()
+    (root / "flagged").mkdir() if flag == "+D" else (root / "flagged").touch()
+    for number in range(2):
+        freeze(driver, "v1.1", f"s{number}")
+        (root / "plain").write_bytes(b"more")
+        run.run(["chattr", flag if number == 0 else f"-{flag[1]}", str(root / "flagged")])
+    freeze(driver, "v1.1", "s2")
+    notes = [keep(driver, "s0").stream.notes, keep(driver, "s1").stream.notes, keep(driver, "s1", "s0").stream.notes]
+    told = "a btrfs stream cannot hold inode flags (as immutable, no copy on write): 1 files have some"
+    assert notes == [(), (told,), (told,)]
+    assert keep(driver, "s2", "s1").stream.notes == ()
+
+
 def test_a_symlink_may_be_as_long_as_it_likes(driver: Btrfs, other: Btrfs) -> None:
     (new(driver) / "link").symlink_to("x" * 4_095)
     freeze(driver, "v1.1", "s1")

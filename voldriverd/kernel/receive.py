@@ -68,7 +68,9 @@ class _SubvolInfo(ctypes.Structure):
     _fields_ = (
         ("before", ctypes.c_uint8 * 328),
         ("received_uuid", ctypes.c_uint8 * 16),
-        ("after", ctypes.c_uint8 * 160),
+        ("ctransid", ctypes.c_uint64),
+        ("otransid", ctypes.c_uint64),
+        ("after", ctypes.c_uint8 * 144),
     )
 
 
@@ -145,6 +147,13 @@ def received_uuid(fd: int) -> bytes:
     arguments = _SubvolInfo()
     ioctl.call(fd, BTRFS_IOC_GET_SUBVOL_INFO, arguments)
     return bytes(arguments.received_uuid)
+
+
+def made_in(fd: int) -> int:
+    """Return the generation in which the subvolume of a descriptor was made. Raises OSError."""
+    arguments = _SubvolInfo()
+    ioctl.call(fd, BTRFS_IOC_GET_SUBVOL_INFO, arguments)
+    return int(arguments.otransid)
 
 
 class _Translation:

@@ -16,7 +16,7 @@ pytestmark = pytest.mark.root
 
 DRIVERS: Final = ("btrfs", "loop", "directory")
 _MIB: Final = 1 << 20
-SIZE_BYTES: Final = 96 * _MIB
+SIZE_BYTES: Final = 64 * _MIB
 """What takes a second to compress and write."""
 STOP_S: Final = 5.0
 """How long the daemon may take to end after SIGTERM."""

@@ -1,6 +1,7 @@
 """Backups through the engine, on the in-memory driver: what is made on what, and what is left of what fails."""
 
 import errno
+import json
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,10 +18,10 @@ from tests.engines import Bench, bench_on
 from voldriverd import model
 from voldriverd.backup.faults import Cancelled
 from voldriverd.driver import Capability, Key, Part, Stream, StreamFormat
-from voldriverd.engine import backups, chains, keeping, snapshots, space, targets, trash
+from voldriverd.engine import backups, catalogue, chains, keeping, remembered, snapshots, space, targets, trash
 from voldriverd.errors import Exists, InUse, Invalid, NotFound, Unsupported, Unusable
 from voldriverd.jobs import Job
-from voldriverd.kernel import nfs
+from voldriverd.kernel import mount, nfs
 from voldriverd.model import BackupState, Health
 
 pytestmark = pytest.mark.root
@@ -260,6 +261,36 @@ def test_a_backup_needs_nothing_of_the_reserve(bench: Bench, target: model.Targe
     bench.limits = replace(bench.limits, reserve=1.0)
     bench.restart()
     assert run(bench, begin(bench.engine, snapshot, target)).state is BackupState.CREATED
+
+
+# What lies in the pool.
+
+
+def test_ids_of_backups_start_above_the_trees_on_disk(bench: Bench, target: model.Target) -> None:
+    bench.driver.create(Key("b41"), bench.plain)
+    bench.restart()
+    assert begin(bench.engine, freeze(bench.engine, bench.volume("db")), target).id == 42
+    assert next(iter(bench.engine.pools)).orphans == {"b41"}
+
+
+def test_a_tree_of_another_letter_is_left_alone(bench: Bench) -> None:
+    bench.driver.create(Key("x7"), bench.plain)
+    bench.restart()
+    assert next(iter(bench.engine.pools)).orphans == {"x7"}
+
+
+def test_the_catalogue_tells_of_bases_and_of_what_is_none_any_more(bench: Bench, target: model.Target) -> None:
+    def told() -> list[tuple[str, str | None]]:
+        bench.catalogue.save()
+        lines = map(json.loads, (bench.pool_root / remembered.FILE_NAME).read_text().splitlines())
+        return [(line["backup"]["uuid"], line["backup"]["key"]) for line in lines if "backup" in line]
+
+    first, second = make(bench, target, "one"), make(bench, target, "two")
+    bench.catalogue = catalogue.Catalogue(bench.engine)
+    assert told() == [(second.uuid, "b2")]
+    third = make(bench, target, "three")
+    assert told()[-2:] == [(second.uuid, None), (third.uuid, "b3")]
+    assert first.uuid not in dict(told())
 
 
 # What happens meanwhile.
@@ -883,6 +914,14 @@ def test_the_default_target_is_the_named_or_the_only_one(bench: Bench, place: Pa
         targets.default(bench.engine)
     configured(bench, near, far, default_name="far")
     assert targets.default(bench.engine).name == "far"
+
+
+def test_what_a_crash_left_mounted_is_unmounted_at_the_start(bench: Bench) -> None:
+    left = bench.root / "targets" / "7"
+    left.mkdir(parents=True)
+    mount.mount("tmpfs", left, fs_type="tmpfs")
+    targets.configure(bench.engine)
+    assert list((bench.root / "targets").iterdir()) == []
 
 
 def test_an_nfs_share_without_a_client_says_so(bench: Bench) -> None:

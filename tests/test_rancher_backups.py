@@ -25,6 +25,7 @@ from voldriverd.model import BackupState, Health, SnapshotState, VolumeState
 __all__ = ["name"]
 pytestmark = pytest.mark.root
 
+FORM: Final = {"Content-Type": "application/x-www-form-urlencoded"}
 PATIENCE_S: Final = 60.0
 TICK_S: Final = 0.02
 SIZES: Final = {"btrfs": {}, "loop": {"size": "64M"}, "directory": {}}
@@ -179,6 +180,26 @@ def test_the_host_counts_backups_and_targets(daemon: Running, name: str) -> None
     daemon.api("DELETE", f"/v1/backups/{backup['id']}")
     settled(daemon, again(daemon, backup))
     assert daemon.api("GET", "/v1/hosts/1h1").body["backupCount"] == before["backupCount"]
+
+
+def test_a_browser_gets_forms_for_what_backups_can_do(daemon: Running, name: str) -> None:
+    volume = filled(daemon, name)
+    backup = made(daemon, volume)
+    page = daemon.api("GET", f"/v1/backups/{backup['id']}?_format=html").body.decode()
+    assert all(f"<summary>{action}</summary>" in page for action in ("remove", "verify"))
+    assert f"/v1/backuptargets/{backup['backupTargetId']}" in page
+    page = daemon.api("GET", f"/v1/volumes/{volume['id']}?_format=html").body.decode()
+    assert all(f'name="{field}"' in page for field in ("backupTargetId", "backupId", "allowHoles"))
+    made_ = daemon.api(
+        "POST",
+        f"/v1/volumes/{volume['id']}?action=backup&_format=html",
+        b"name=from+a+form&backupTargetId=",
+        headers=FORM,
+    )
+    assert made_.status == 303
+    (found,) = daemon.api("GET", f"/v1/volumes/{volume['id']}/backups?name=from+a+form").body["data"]
+    assert made_.headers["Location"].endswith(f"/v1/backups/{found['id']}")
+    settled(daemon, found)
 
 
 # Verify, read, remove

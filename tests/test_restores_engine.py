@@ -341,16 +341,16 @@ def test_a_pool_that_has_not_the_room_is_refused_with_the_figures(
 ) -> None:
     host.create("db", driver="directory")
     with host.written("db") as root:
-        (root / "big").write_bytes(os.urandom(180 * MIB))
+        (root / "big").write_bytes(os.urandom(112 * MIB))
     backup = host.backup("db", "one")
-    small = scratch.make("btrfs", size_bytes=160 * MIB)
+    small = scratch.make("btrfs", size_bytes=128 * MIB)
     tight = Host(tmp_path / "tight", {driver: small / "pool"})
     tight.target = host.target
     tight.restart()
     known = known_on(tight, backup)
     tight.create("other")
     tight.write("other", "as it was")
-    text = rf"the backup takes 180.* MiB, and pool {driver} has .* MiB free"
+    text = rf"the backup takes 112.* MiB, and pool {driver} has .* MiB free"
     with pytest.raises(Unusable, match=f"cannot restore volume other: {text}"):
         tight.restore("other", known)
     with pytest.raises(Unusable, match=f"cannot create volume new: {text}"):

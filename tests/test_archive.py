@@ -399,6 +399,23 @@ def test_an_archive_that_ends_too_early_is_unusable(place: Path, cut: int) -> No
 
 
 @only_ext4
+@pytest.mark.parametrize("at", [100, 512, 1_000, 1_536, 2_000, 12_000])
+@pytest.mark.parametrize("kind", [OSError, EOFError, FileExistsError, FileNotFoundError, KeyboardInterrupt])
+def test_what_the_parts_raise_passes_as_it_is(place: Path, kind: type[BaseException], at: int) -> None:
+    (place / "tree" / "file").write_bytes(os.urandom(10_000))
+    content = written(place / "tree")
+    err = kind("theirs")
+
+    def parts() -> Iterator[Part]:
+        yield from in_parts(content[:at])
+        raise err
+
+    with pytest.raises(kind) as caught:
+        archive.extract(parts(), place / "out")
+    assert caught.value is err
+
+
+@only_ext4
 def test_random_bytes_are_unusable(place: Path) -> None:
     for seed in range(50):
         with pytest.raises(Unusable, match="cannot extract"):

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import stat
 import subprocess
 import sys
 import threading
@@ -15,7 +16,7 @@ from drivers.directory import Directory
 from tests.likeness import describe
 from tests.scratch import Scratch, unmount_under
 from tests.test_kernel_tree import add_flags, bound
-from voldriverd.driver import Capability, Key, TreeOptions, Usage
+from voldriverd.driver import Capability, Key, StreamFormat, TreeOptions, Usage
 from voldriverd.errors import InUse, NotFound, Unsupported, Unusable
 from voldriverd.kernel import fs, mount, tree
 from voldriverd.kernel.content import Content
@@ -58,6 +59,7 @@ def _names(root: Path) -> list[str]:
 def test_it_promises_nothing(driver: Directory) -> None:
     assert driver.capabilities is Capability.NONE
     assert driver.options == {"uid", "gid", "mode"}
+    assert driver.formats == (StreamFormat.TAR,)
 
 
 @pytest.mark.parametrize(
@@ -392,3 +394,36 @@ def test_an_attachment_shows_the_tree_itself(driver: Directory, root: Path, tmp_
     assert path == tmp_path / "mounts" / "v1.1"
     assert entry is not None
     assert (entry.device, entry.root) == mount.location(root / "trees" / "v1.1" / "files")
+
+
+def test_a_received_tree_has_all_that_a_copy_has_but_access_times(driver: Directory, root: Path) -> None:
+    files = root / "trees" / "v1.1" / "files"
+    (files / "link").symlink_to("/etc/passwd")
+    os.setxattr(files / "inner", "trusted.name", b"value")
+    add_flags(files / "inner" / "7", fs.FS_IMMUTABLE_FL)
+    os.link(files / "inner" / "8", files / "eight")
+    assert _copy_by_tar(driver) == ()
+    before, after = (describe(root / "trees" / key / "files") for key in (_VOLUME, _CLONE))
+    for facts in (*before.values(), *after.values()):
+        facts["times"] = str(facts["times"]).split(",")[1]
+    assert after == before
+    assert _names(root) == ["s1", "v1.1"]
+
+
+def _copy_by_tar(driver: Directory) -> tuple[str, ...]:
+    with driver.send(_VOLUME) as stream:
+        return driver.receive(_CLONE, iter([stream]), TreeOptions(uid=7, mode=0o700))
+
+
+def test_a_socket_is_told_of_when_a_tree_is_sent(driver: Directory, root: Path) -> None:
+    os.mknod(root / "trees" / "v1.1" / "files" / "socket", stat.S_IFSOCK | 0o600)
+    with driver.send(_VOLUME) as stream:
+        assert stream.notes == ("tar cannot hold sockets: socket",)
+
+
+@pytest.mark.parametrize("root", ["btrfs"], indirect=True)
+def test_a_received_tree_gets_no_flags_from_the_pool(driver: Directory, root: Path) -> None:
+    add_flags(root / "trees", fs.FS_NOCOW_FL)
+    _copy_by_tar(driver)
+    received = describe(root / "trees" / "s1" / "files")
+    assert {facts["flags"] for facts in received.values()} == {"0x0"}

@@ -520,6 +520,34 @@ def test_what_goes_through_another_driver_ends_there_too(host: Host) -> None:
     host.check_trees()
 
 
+def test_what_is_cancelled_at_the_last_moment_is_not_done(host: Host) -> None:
+    host.create("db", driver="btrfs")
+    host.write("db", "one")
+    backup = host.backup("db", "one")
+    host.write("db", "now")
+    with pytest.raises(InUse, match="it was cancelled"):
+        host.restore("db", backup, job=Ending(backup.content_bytes, Job.cancel))
+    assert host.read("db") == "now"
+    host.check_trees()
+    host.restore("db", backup, job=Ending(backup.content_bytes, Job.stop))
+    assert host.read("db") == "one", "what has come that far when the daemon stops is ended"
+
+
+def test_the_next_verb_ends_what_is_said_of_the_last(host: Host) -> None:
+    host.create("db", driver="loop", size="32M")
+    backup = host.backup("db", "one")
+    for verb in (
+        lambda: volumes.resize(host.engine, host.volume("db"), 48 * MIB),
+        lambda: snapshots.revert(host.engine, host.volume("db"), host.snapshot("db", "two")),
+        lambda: host.restore("db", backup),
+    ):
+        with pytest.raises(InUse):
+            host.restore("db", backup, job=Ending(1, Job.cancel))
+        assert host.volume("db").message
+        verb()
+        assert host.volume("db").message is None
+
+
 def test_work_that_was_ended_before_does_not_begin(host: Host) -> None:
     host.create("db", driver="btrfs")
     backup = host.backup("db", "one")

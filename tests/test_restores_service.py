@@ -399,6 +399,29 @@ def test_a_new_volume_that_fails_before_the_answer_was_never_there(
     assert bench.store.volume_named("new") is None
 
 
+def test_a_target_that_does_not_answer_is_not_waited_for_without_end(
+    bench: Bench, backup: model.Backup, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service_restores, "LOOK_S", 0.05)
+    look = supplies.look
+
+    def look_late(engine: Engine, backup: model.Backup, *, work: supplies.Work, what: str) -> supplies.Supply:
+        work.cancelled.wait()
+        return look(engine, backup, work=work, what=what)
+
+    monkeypatch.setattr(supplies, "look", look_late)
+
+    async def use(service: Service) -> None:
+        with pytest.raises(Unusable, match="cannot create volume new: its target does not answer within 0 s"):
+            await service.create(request("new", backup), answer_s=0)
+        with pytest.raises(Unusable, match="cannot restore volume db: its target does not answer"):
+            await service.restores.restore(bench.volume("db").id, backup.id)
+
+    serve(bench, use)
+    assert bench.store.volume_named("new") is None
+    assert bench.volume("db").state is VolumeState.INACTIVE
+
+
 # The end of the daemon, and the next one.
 
 

@@ -9,14 +9,14 @@ import functools
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import replace
 from typing import Final, TypeVar
 
 from voldriverd import model, names
 from voldriverd.engine import creation, restores, snapshots, space, supplies, use, volumes
 from voldriverd.engine.context import Engine
-from voldriverd.errors import Error, InUse, NotFound
+from voldriverd.errors import Error, InUse, NotFound, Unusable
 from voldriverd.jobs import Job, Jobs
 from voldriverd.locks import Locks
 from voldriverd.model import VolumeState
@@ -32,6 +32,8 @@ THREADS: Final = 10
 """Those that bring, and who looks at targets, which may not answer for a while: no other verb waits for either."""
 WAIT_S: Final = 5.0
 """How long a restore waits for a verb that works on its volume before it begins."""
+LOOK_S: Final = 40.0
+"""How long a target may take until it is known whether a backup is complete: dockerd waits 60 s for `Create`."""
 END_WAIT_S: Final = 3_600.0
 """The same for its end: what it has done is not thrown away for a verb that takes long."""
 RETRY_S: Final = 60.0
@@ -39,7 +41,7 @@ RETRY_S: Final = 60.0
 RETRY_MAX_S: Final = 3_600.0
 
 _LOOK_S: Final = 0.2
-"""How soon a pause ends that nobody wants any more."""
+"""How soon a pause ends that is of no use any more."""
 _VERB: Final = "restore"
 
 
@@ -114,7 +116,7 @@ class Restores:
                     return existing
                 backup = restores.backup_of(self._engine, source, what)
                 job = stack.enter_context(self._going(volume_id, _uses(backup)))
-                supply = await stack.enter_async_context(self._supplied(backup, job, what))
+                supply = await stack.enter_async_context(self._supplied(backup, job, what, within_s=LOOK_S))
                 begin = functools.partial(restores.begin_create, self._engine, request, volume_id, supply)
                 plan = await self._locked(volume_id, what, begin)
             begun(plan.volume)
@@ -177,7 +179,7 @@ class Restores:
             raise NotFound(f"{what}: there is no backup 1b{backup_id}")
         with self._going(volume_id, _uses(backup)) as job:
             self._runner.forget_fault(_shown(volume_id))
-            async with self._supplied(backup, job, what) as supply:
+            async with self._supplied(backup, job, what, within_s=LOOK_S) as supply:
 
                 def begin() -> snapshots.Displacing:
                     return restores.begin(self._engine, self._row(volume_id), supply, allow_holes=allow_holes)
@@ -249,10 +251,18 @@ class Restores:
                 ended.set()
 
     @asynccontextmanager
-    async def _supplied(self, backup: model.Backup, job: Job, what: str) -> AsyncIterator[supplies.Supply]:
-        """Have the repository of a backup open for the block."""
-        look = functools.partial(supplies.look, self._engine, backup, work=job, what=what)
-        supply = await self._threads.submit(look)
+    async def _supplied(
+        self, backup: model.Backup, job: Job, what: str, *, within_s: float | None = None
+    ) -> AsyncIterator[supplies.Supply]:
+        """Have the repository of a backup open for the block. Raises Unusable after `within_s` seconds."""
+        looking = self._threads.submit(functools.partial(supplies.look, self._engine, backup, work=job, what=what))
+        await asyncio.wait([looking], timeout=within_s)
+        if not looking.done() and not job.cancelled.is_set():
+            job.stop()
+            with suppress(Error):  # what it comes to now is of no interest
+                await self._threads.submit((await looking).close)
+            raise Unusable(f"{what}: its target does not answer within {within_s:.0f} s")
+        supply = await looking
         try:
             yield supply
         finally:
@@ -302,9 +312,8 @@ def _logged(volume: model.Volume, supply: supplies.Supply, job: Job) -> Iterator
         result = str(err)
         raise
     finally:
-        took_ms = (time.monotonic() - begun_s) * 1e3
-        words = (_VERB, volume.name, supply.backup.shown_name, job.done_bytes, took_ms, result)
-        _log.info("verb=%s volume=%s backup=%s bytes=%d ms=%.1f result=%s", *words)
+        what = f"verb={_VERB} volume={volume.name} backup={supply.backup.shown_name}"
+        _log.info("%s bytes=%d ms=%.1f result=%s", what, job.done_bytes, (time.monotonic() - begun_s) * 1e3, result)
 
 
 async def _pause(job: Job, pause_s: float, reason: str) -> None:

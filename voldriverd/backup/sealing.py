@@ -5,9 +5,9 @@ another thread was never kept from running for longer than the switch interval o
 """
 
 import hashlib
-import hmac
 import json
 import os
+import threading
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -23,7 +23,10 @@ from voldriverd.model import Secret
 
 FORMAT: Final = 1
 LEVEL: Final = 1
-"""Of zstandard."""
+"""Of zstandard: 390 to 410 MB/s a core where 3 has 200 to 250, for objects that are a tenth larger (sources 25 % of
+their size instead of 23 %, programs 44 % instead of 39 %)."""
+AT_ONCE: Final = 2
+"""How many threads compute at once for one volume; see `transfer.NICE`."""
 OBJECT_MAX: Final = PART_MAX + (64 << 10)
 """What a chunk of incompressible data may grow to."""
 _KEY_BYTES: Final = 32
@@ -71,19 +74,24 @@ class Volume:
         """Derive the volume's keys."""
         self._hash_key = _derive(master, f"hash {volume_uuid}") if master else b""
         self._cipher = AESGCM(_derive(master, f"seal {volume_uuid}")) if master else None
+        self._turns = threading.BoundedSemaphore(AT_ONCE)
 
     def name(self, content: bytes) -> str:
         """Return the name of a chunk."""
-        return hashlib.blake2b(content, digest_size=32, key=self._hash_key).hexdigest()
+        with self._turns:
+            return self._name(content)
 
     def pack_chunk(self, name: str, content: bytes) -> bytes:
         """Return the object of a chunk."""
-        return self._seal(_compress(content, has_checksum=False), name)
+        with self._turns:
+            return self._seal(_compress(content, has_checksum=False), name)
 
     def open_chunk(self, name: str, length: int, sealed: bytes) -> bytes:
         """Return the content of a chunk. Raises Broken."""
-        content = _decompress(self._unseal(sealed, name), PART_MAX)
-        if not hmac.compare_digest(self.name(content), name):
+        with self._turns:
+            content = _decompress(self._unseal(sealed, name), PART_MAX)
+            is_right = self._name(content) == name
+        if not is_right:
             raise Broken("its content is not what its name says")
         if len(content) != length:
             raise Broken(f"it has {len(content)} bytes, not {length}")
@@ -96,6 +104,9 @@ class Volume:
     def open_manifest(self, backup_uuid: str, sealed: bytes, most: int) -> bytes:
         """Return the JSON of a manifest. Raises Broken."""
         return _decompress(self._unseal(sealed, f"manifest {backup_uuid}"), most)
+
+    def _name(self, content: bytes) -> str:
+        return hashlib.blake2b(content, digest_size=32, key=self._hash_key).hexdigest()
 
     def _seal(self, frame: bytes, about: str) -> bytes:
         if self._cipher is None:

@@ -45,7 +45,7 @@ def stream(place: Path, *, notes: tuple[str, ...] = ()) -> Iterator[Stream]:
     """
     expected_bytes, sockets = _survey(place)
     if sockets:
-        more = f" and {len(sockets) - 1} others" if len(sockets) > 1 else ""
+        more = f" and {len(sockets) - 1} more" if len(sockets) > 1 else ""
         notes = (*notes, f"tar cannot hold sockets: {sockets[0]}{more}")
     with write(place) as parts:
         yield Stream(

@@ -64,7 +64,7 @@ class Inodes:
     def notes(self) -> tuple[str, ...]:
         """Return what could not be kept, for people."""
         return tuple(
-            f"{first}: {what}" if count == 1 else f"{first} and {count - 1} others: {what}"
+            f"{first}: {what}" if count == 1 else f"{first} and {count - 1} more: {what}"
             for what, (first, count) in self._notes.items()
         )
 

@@ -206,7 +206,7 @@ def test_a_socket_is_left_out_and_told(place: Path) -> None:
         assert extracted(place, b"".join(part.data or b"" for part in stream.parts)) == ()
     os.mknod(place / "tree" / "inner" / "socket", stat.S_IFSOCK | 0o600)
     with archive.stream(place / "tree", notes=("first",)) as stream:
-        assert stream.notes == ("first", "tar cannot hold sockets: socket and 1 others")
+        assert stream.notes == ("first", "tar cannot hold sockets: socket and 1 more")
     assert sorted(os.listdir(place / "out")) == ["inner"]
 
 
@@ -319,7 +319,7 @@ def test_an_attribute_that_has_no_room_is_noted_and_the_rest_kept(place: Path) -
     large = replace(_FILE, xattrs=((b"user.large", bytes(60_000)), (b"user.small", b"value")))
     others = [member(replace(large, path=b"./file%d" % number), b"content") for number in range(3)]
     assert extracted(place, b"".join(others) + _END) == (
-        "file0 and 2 others: 'user.large' cannot be kept here (No space left on device)",
+        "file0 and 2 more: 'user.large' cannot be kept here (No space left on device)",
     )
     assert os.getxattr(place / "out" / "file1", "user.small") == b"value"
     assert (place / "out" / "file2").read_bytes() == b"content"
@@ -378,7 +378,7 @@ def test_more_names_than_a_file_may_have_become_copies(place: Path) -> None:
     links = (tar.header(replace(_LINK, path=b"./%d" % number)) for number in range(2, 65_003))
     file = member(replace(_FILE, mode=0o4751, xattrs=((b"user.name", b"value"),)), content)
     (note,) = extracted(place, file + b"".join(links) + _END, PART_MAX)
-    assert note == "65001 and 1 others: a copy, for its file has as many names as this file system allows"
+    assert note == "65001 and 1 more: a copy, for its file has as many names as this file system allows"
     assert (place / "out" / "65000").stat().st_nlink == 65_000
     copy = place / "out" / "65002"
     assert copy.read_bytes() == content

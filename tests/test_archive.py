@@ -110,15 +110,13 @@ def test_a_copy_gives_the_same_bytes(place: Path) -> None:
     assert written(place / "out") == first
 
 
-@only_ext4
 def test_the_order_in_which_files_were_made_does_not_matter(place: Path) -> None:
-    names = [f"{number}" for number in range(300)]
+    names = [f"{number}" for number in range(10)]  # few: large directories of ext4 have an order of their own
     for name in names:
         (place / "tree" / name).mkdir()
         (place / "tree" / name / "file").touch()
         (place / "tree" / f"file{name}").touch()
-    random.Random(1).shuffle(names)
-    for name in names:
+    for name in reversed(names):
         (place / "out" / f"file{name}").touch()
         (place / "out" / name).mkdir()
         (place / "out" / name / "file").touch()
@@ -292,6 +290,17 @@ def test_an_immutable_file_gets_all_its_names_first(place: Path) -> None:
     add_flags(place / "tree" / "b", fs.FS_APPEND_FL | fs.FS_IMMUTABLE_FL)
     assert extracted(place, written(place / "tree")) == ()
     assert likeness(place / "out") == likeness(place / "tree")
+
+
+@only_ext4
+def test_a_file_is_remembered_only_while_names_of_it_may_come(place: Path) -> None:
+    for number in range(10):
+        (place / "tree" / f"a{number}").touch()
+        os.link(place / "tree" / f"a{number}", place / "tree" / f"b{number}")
+    with tree.Cursor(place / "tree") as cursor:
+        writer = archive._Writer(cursor)
+        assert len(_names(b"".join(writer.members()))) == 21
+    assert writer._links == {}
 
 
 @only_ext4

@@ -25,9 +25,8 @@ from voldriverd.kernel import btrfs, inodes, mount, nested, qgroup, receive, run
 
 FORMATS: Final[tuple[StreamFormat, ...]] = (StreamFormat.BTRFS, StreamFormat.TAR)
 
-_INHERITED: Final = frozenset({"system.posix_acl_access", "system.posix_acl_default", "btrfs.compression"})
-"""What the administrator may have given to the pool's directory, and is none of a tree's business."""
 _NEWEST_VERSION: Final = 2
+_COMPRESSION: Final = "btrfs.compression"
 _NESTED_NOTE: Final = "subvolumes are nested in it, which a btrfs stream cannot hold; in tar they are directories"
 _LONG_NOTE: Final = "it has paths that are too long for a btrfs stream"
 _BASE_NOTE: Final = "it is whole because subvolumes are nested in its base, which was sent as tar"
@@ -90,8 +89,7 @@ def staged(staging: Path, key: Key) -> Iterator[Path]:
         _destroy(staging, fd, key)
         btrfs.create(fd, key)
         try:
-            for name in _INHERITED & set(os.listxattr(staging / key)):
-                os.removexattr(staging / key, name)
+            _refuse_inheritance(staging / key)
             yield staging / key
         finally:
             with suppress(OSError):  # whatever came of the block stands; the next `open` sweeps
@@ -139,6 +137,12 @@ def build(place: Path, chain: Iterable[Stream], file_system_id: str, *, dress: C
         charges.append(_settled_charge(fd, str(number), file_system_id))
     attributes = {} if parent is None else parent.kept_back
     return Built(str(number), tuple(charges), parent is not None, attributes, notes)
+
+
+def _refuse_inheritance(place: Path) -> None:
+    """Take away the compression that subvolumes inherit from the one around them: it is none of a backup's business."""
+    if _COMPRESSION in os.listxattr(place):
+        os.removexattr(place, _COMPRESSION)
 
 
 def _has_nested(fd: int) -> bool:

@@ -272,6 +272,23 @@ def test_a_chain_is_restored_in_the_middle_of_another_restore_of_it(driver: Btrf
     assert describe(path_of(other, "v1.1")) == describe(path_of(other, "v2.1")) == describe(path_of(driver, "s2"))
 
 
+def test_of_a_chain_there_are_never_more_than_two_links(driver: Btrfs, other: Btrfs) -> None:
+    kept = [small(driver)]
+    for number in range(2, 5):
+        (path_of(driver, "v1.1") / str(number)).touch()
+        freeze(driver, "v1.1", f"s{number}")
+        kept.append(keep(driver, f"s{number}", f"s{number - 1}"))
+    seen = []
+
+    def watched() -> Iterator[Stream]:
+        for stream in replay(*kept):
+            seen.append(os.listdir(other._staging / "v2.1"))
+            yield stream
+
+    other.receive(Key("v2.1"), watched(), _PLAIN)
+    assert seen == [[], ["0"], ["1"], ["2"]]
+
+
 def test_two_restores_of_one_backup_at_once(driver: Btrfs, other: Btrfs) -> None:
     chain = pair(driver)
     threads = [threading.Thread(target=restore, args=(other, f"v{number}.1", *chain)) for number in range(4)]
@@ -543,10 +560,12 @@ def test_a_tree_has_the_attributes_that_its_root_hands_down_and_its_files_only_t
         assert describe(restore(other, f"v2.{number}", *chain[: number + 1])) == before
 
 
-def test_what_the_pool_hands_down_is_not_restored(driver: Btrfs, other: Btrfs) -> None:
-    set_default_acl(other._staging)
-    os.setxattr(other._staging, "btrfs.compression", b"zstd")
-    root = restore(other, "v2.1", *pair(driver))
+def test_the_compression_of_the_file_system_is_not_restored(driver: Btrfs, scratch: Scratch, tmp_path: Path) -> None:
+    place = scratch.make("btrfs")
+    os.setxattr(place, "btrfs.compression", b"zstd")
+    target = Btrfs(place, tmp_path)
+    target.open()
+    root = restore(target, "v2.1", *pair(driver))
     assert describe(root) == describe(path_of(driver, "s2"))
 
 

@@ -4,6 +4,7 @@ import io
 import itertools
 import os
 import signal
+import socket
 import tarfile
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -548,6 +549,19 @@ def test_the_next_verb_ends_what_is_said_of_the_last(host: Host) -> None:
         assert host.volume("db").message is None
 
 
+def test_what_is_cut_off_fails_as_ended_however_that_looks(host: Host) -> None:
+    host.create("db", driver="btrfs")
+    backup = host.backup("db", "one")
+
+    def cut_off(job: Job) -> None:
+        job.cancel()
+        raise Unusable("cannot receive tree v1.2: a pipe broke")
+
+    with pytest.raises(InUse, match="cannot restore volume db: it was cancelled"):
+        host.restore("db", backup, job=Ending(1, cut_off))
+    host.check_trees()
+
+
 def test_work_that_was_ended_before_does_not_begin(host: Host) -> None:
     host.create("db", driver="btrfs")
     backup = host.backup("db", "one")
@@ -706,6 +720,32 @@ def test_what_the_driver_has_not_is_said(host: Host) -> None:
     assert "but: driver directory has no option size; driver directory has no option thick" in said
     host.restart()
     assert host.volume("copy").message == said
+
+
+@pytest.mark.parametrize("target", DRIVERS)
+def test_what_the_stream_has_not_is_said(host: Host, target: str) -> None:
+    host.create("db", driver="directory")
+    with host.written("db") as root, socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(root / "socket"))
+    restored = host.restore_as("copy", host.backup("db", "one"), {"driver": target})
+    assert "but: tar cannot hold sockets: socket" in (restored.message or "")
+    assert host.restore("copy", host.backup("db", "two"))[0].message is not None
+
+
+@pytest.mark.parametrize("target", ["loop", "directory"])
+def test_what_another_driver_could_not_hand_on_is_said(host: Host, target: str) -> None:
+    host.create("db", driver="btrfs")
+    with host.written("db") as root, socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(root / "socket"))
+    restored = host.restore_as("copy", host.backup("db", "one"), {"driver": target})
+    assert "but: tar cannot hold sockets: socket" in (restored.message or "")
+
+
+def test_of_many_notes_the_first_are_said(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(restores, "NOTES_MAX", 1)
+    host.create("db", driver="loop", thick="yes", size="32M")
+    restored = host.restore_as("copy", host.backup("db", "one"), {"driver": "directory"})
+    assert (restored.message or "").endswith("has no option size; and 1 more, see the log")
 
 
 @pytest.mark.parametrize(

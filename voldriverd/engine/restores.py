@@ -207,15 +207,8 @@ def _bring(engine: Engine, order: supplies.Order, driver: Driver, key: Key, work
     notes = supplies.unpack(engine, order, driver, key, work)
     if work.is_given_up:
         raise InUse(f"{order.what}: it was cancelled")
-    wanted_bytes = order.options.size_bytes
     with failures.told_as(order.what):
-        limit_bytes = driver.usage(key).limit_bytes
-        if wanted_bytes is None or "size" not in driver.options:
-            return Arrived(limit_bytes, notes)
-        if limit_bytes is None or limit_bytes < wanted_bytes:
-            driver.resize(key, wanted_bytes)
-            limit_bytes = wanted_bytes
-    return Arrived(limit_bytes, notes)
+        return Arrived(driver.usage(key).limit_bytes, notes)
 
 
 def _plan(

@@ -128,6 +128,17 @@ def _names(content: bytes) -> list[str]:
         return file.getnames()
 
 
+def test_the_order_in_which_attributes_were_set_does_not_matter(place: Path) -> None:
+    names = [f"user.{name}" for name in "bdac"]
+    for name, order in (("tree", names), ("out", list(reversed(names)))):
+        (place / name / "file").touch()
+        for attribute in order:
+            os.setxattr(place / name / "file", attribute, b"value")
+        os.utime(place / name / "file", (5, 5))
+        os.utime(place / name, (5, 5))
+    assert written(place / "tree") == written(place / "out")
+
+
 @only_ext4
 def test_an_access_changes_no_byte(place: Path) -> None:
     (place / "tree" / "file").write_bytes(b"content")

@@ -24,6 +24,8 @@ MIB: Final = 1 << 20
 BLOCK: Final = 4096
 FICLONERANGE: Final = ioctl.iow(0x94, 13, 32)
 
+Action = tuple[str, int, int, int]
+
 _names: Final = itertools.count()
 hosts = pytest.mark.parametrize("host", ["btrfs", "xfs", "ext4"])
 reflinking = pytest.mark.parametrize("host", ["btrfs", "xfs"])
@@ -370,13 +372,13 @@ def _check(file: File, base: File) -> Spans:
 
 _blocks = st.integers(0, 63)
 _lengths = st.integers(1, 24)
-_actions = st.lists(
+ACTIONS: Final = st.lists(
     st.tuples(st.sampled_from(["write", "punch", "reserve", "share", "grow", "odd"]), _blocks, _blocks, _lengths),
     max_size=12,
 )
 
 
-def _act(file: File, action: str, at: int, other: int, length: int) -> None:
+def act(file: File, action: str, at: int, other: int, length: int) -> None:
     at, other, length = at * BLOCK, other * BLOCK, length * BLOCK
     match action:
         case "write":
@@ -398,13 +400,13 @@ def _act(file: File, action: str, at: int, other: int, length: int) -> None:
 @reflinking
 @pytest.mark.parametrize("compression", ["none", "zstd"])
 @settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(before=_actions, after=_actions)
+@given(before=ACTIONS, after=ACTIONS)
 def test_whatever_is_done_to_a_clone_is_found(
     host_directory: Callable[[str], Path],
     host: str,
     compression: str,
-    before: list[tuple[str, int, int, int]],
-    after: list[tuple[str, int, int, int]],
+    before: list[Action],
+    after: list[Action],
 ) -> None:
     directory = host_directory(host)
     if host == "btrfs":
@@ -412,10 +414,10 @@ def test_whatever_is_done_to_a_clone_is_found(
     with closing(File(directory / "file")) as file:
         os.pwrite(file.fd, b"abcdefgh" * (32 * KIB), 0)
         for action in before:
-            _act(file, *action)
+            act(file, *action)
         with closing(file.clone()) as base:
             for action in after:
-                _act(file, *action)
+                act(file, *action)
             _check(file, base)
 
 

@@ -21,15 +21,18 @@ from pathlib import Path
 from typing import IO, Final, cast
 
 import pytest
+from hypothesis import HealthCheck, given, settings
 
+from drivers import blocks
 from drivers.loop import Loop
 from tests.contract import crash
 from tests.likeness import Facts, describe
 from tests.scratch import Scratch
+from tests.test_kernel_extents import ACTIONS, Action, File, act
 from tests.test_loop import MakePool, Pool
 from voldriverd.driver import PART_MAX, Capability, Key, Part, Stream, StreamFormat, TreeOptions
 from voldriverd.errors import Exists, NotFound, Unsupported, Unusable
-from voldriverd.kernel import extents, fs, image, ioctl, loop, mount, run
+from voldriverd.kernel import content, extents, fs, image, ioctl, loop, mount, run
 from voldriverd.kernel.extents import Found
 
 pytestmark = pytest.mark.root
@@ -296,6 +299,20 @@ def _refusing_direct(real: Callable[..., int]) -> Callable[..., int]:
     return refuse
 
 
+@pytest.mark.parametrize(
+    ("start", "end"),
+    [(0, 10), (100, 300), (4_095, 8_193), (8_192, 9_999), (9_000, 10_001), (9_999, 20_000), (12_288, 12_300)],
+)
+@hosts
+def test_any_range_can_be_read_and_is_zero_behind_the_end(make_pool: MakePool, host: str, start: int, end: int) -> None:
+    path = make_pool(host).root / "file"
+    path.write_bytes(random.Random(1).randbytes(10_000))
+    wanted = (path.read_bytes() + bytes(20_000))[start:end]
+    with content.reading(path, 16_384) as reader:
+        assert reader.read(start, end) == wanted
+        assert reader.read(0, 16_384)[:10_000] == path.read_bytes()
+
+
 def test_a_file_that_is_shorter_than_it_was_is_no_part(pool: Pool) -> None:
     path = pool.create(size_bytes=SIZES["ext4"])
     with pool.driver.send(TREE) as stream:
@@ -328,6 +345,28 @@ def _two_states(pool: Pool) -> None:
     _write_image(path, 20 * MIB, random.randbytes(2 * BLOCK))
     _write_image(path, 24 * MIB - BLOCK, random.randbytes(BLOCK) + bytes(BLOCK))
     pool.driver.clone(TREE, NEXT, read_only=True)
+
+
+@reflinking
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(before=ACTIONS, after=ACTIONS)
+def test_whatever_is_done_to_an_image_its_increment_makes_of_the_base(
+    make_pool: MakePool, host: str, before: list[Action], after: list[Action]
+) -> None:
+    images = make_pool(host).images
+    with closing(File(images / TREE, 64 * BLOCK)) as file:
+        for action in before:
+            act(file, *action)
+        with closing(file.clone()) as base:
+            for action in after:
+                act(file, *action)
+            wanted = file.content()
+            for is_thorough in (False, True):
+                with closing(base.clone()) as copy:
+                    with blocks.changed(file.path, base.path, is_thorough=is_thorough) as stream:
+                        blocks.apply(stream, copy.fd, "receive tree v2.1")
+                        assert stream.notes == ()
+                    assert copy.content() == wanted
 
 
 @reflinking
@@ -382,16 +421,15 @@ def test_compressed_images_of_old_pools_are_compared_by_their_bytes(make_pool: M
     pool = make_pool("btrfs")
     run.run(["chattr", "-C", str(pool.images)])
     run.run(["btrfs", "property", "set", str(pool.images), "compression", "zstd"])
-    path = pool.create(size_bytes=SIZES["ext4"])
-    _write_image(path, 16 * MIB, b"a" * 64 * KIB + b"b" * 64 * KIB)
+    path = pool.images / TREE
+    path.write_bytes(b"a" * 64 * KIB + b"b" * 64 * KIB)
     fs.sync_file_system(path)
     pool.driver.clone(TREE, BASE, read_only=True)
-    with path.open("r+b") as file:
-        _share(file.fileno(), 16 * MIB + 64 * KIB, 16 * MIB, 64 * KIB)  # as a program for deduplication may do
-    parts = _sent(pool, TREE, BASE)
-    assert parts == [Part(b"b" * 64 * KIB, 64 * KIB, 16 * MIB)]
-    _receive(pool, _chain(pool, [BASE, TREE]))
-    assert _is_same(pool, TREE, COPY)
+    with path.open("r+b") as file, (pool.images / BASE).open("rb") as base:
+        _share(file.fileno(), 64 * KIB, 0, 64 * KIB)  # as a program for deduplication may do
+        spans = list(extents.difference(file.fileno(), base.fileno()) or ())
+    assert spans == [extents.Span(0, 128 * KIB, Found.DOUBT)]
+    assert _sent(pool, TREE, BASE) == [Part(b"b" * 64 * KIB, 64 * KIB, 0)]
 
 
 def _share(fd: int, source: int, target: int, length: int) -> None:
@@ -729,6 +767,18 @@ def test_a_thick_tree_has_all_its_space_also_after_holes(make_pool: MakePool, ho
         assert filecmp.cmp(source.images / NEXT, copy, shallow=False)
 
 
+def test_the_space_of_a_thick_tree_is_reserved_before_anything_comes(pool: Pool) -> None:
+    pool.create(size_bytes=SIZES["ext4"])
+
+    def looking(parts: Iterator[Part]) -> Iterator[Part]:
+        assert (pool.images / f".part.{COPY}").stat().st_blocks * 512 >= SIZES["ext4"]
+        yield from parts
+
+    with pool.driver.send(TREE) as stream:
+        looked_at = replace(stream, parts=looking(stream.parts))
+        assert _receive(pool, iter([looked_at]), options=TreeOptions(thick=True)) == ()
+
+
 @hosts
 @fs_types
 @pytest.mark.parametrize("thick", [False, True])
@@ -815,7 +865,7 @@ def test_a_receive_that_is_killed_makes_a_whole_tree_or_none(
     steps = crash.count(receive)
     assert 10 < steps < 250
     assert crash.count(lambda: pool.driver.remove(COPY)) > 0
-    content = _facts(pool, NEXT)
+    facts = _facts(pool, NEXT)
     for number in range(0, steps, max(1, steps // 30)):
         crash.cut(receive, before=number)
         _settle(pool)
@@ -823,7 +873,7 @@ def test_a_receive_that_is_killed_makes_a_whole_tree_or_none(
         left = set(os.listdir(pool.images)) - before
         assert left <= {COPY}
         for key in left:
-            assert _lasting(_facts(pool, Key(key))) == _lasting(content)
+            assert _lasting(_facts(pool, Key(key))) == _lasting(facts)
             pool.driver.remove(Key(key))
 
 

@@ -3,7 +3,7 @@
 import errno
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -17,6 +17,7 @@ from tests.backing import Tripped, back_up, begin, freeze, objects, present
 from tests.engines import Bench, bench_on
 from voldriverd import model
 from voldriverd.backup.faults import Cancelled
+from voldriverd.backup.repository import Repository
 from voldriverd.driver import Capability, Key, Part, Stream, StreamFormat
 from voldriverd.engine import backups, catalogue, chains, keeping, remembered, snapshots, space, targets, trash
 from voldriverd.errors import Exists, InUse, Invalid, NotFound, Unsupported, Unusable
@@ -418,6 +419,30 @@ def test_a_cancelled_backup_is_gone_and_the_base_stays(bench: Bench, target: mod
     assert make(bench, target, "two").parent_uuid == first.uuid
 
 
+@pytest.mark.parametrize(
+    ("act", "state"), [(Job.cancel, BackupState.REMOVED), (Job.stop, BackupState.CREATING)], ids=["cancel", "stop"]
+)
+def test_what_breaks_because_it_is_ended_is_no_failure(
+    bench: Bench,
+    target: model.Target,
+    monkeypatch: pytest.MonkeyPatch,
+    act: Callable[[Job], None],
+    state: BackupState,
+) -> None:
+    job = Job("backup")
+    send = bench.driver.send
+
+    @contextmanager
+    def broken(key: Key, base: Key | None = None, *, is_thorough: bool = False) -> Iterator[Stream]:
+        act(job)
+        with send(key, base, is_thorough=is_thorough) as stream:
+            yield replace(stream, parts=map(_fail, stream.parts))
+
+    monkeypatch.setattr(bench.driver, "send", broken)
+    monkeypatch.setattr(Repository, "write", lambda _self, _draft, stream, **_: list(stream.parts))
+    assert make(bench, target, "two", job).state is state
+
+
 def test_a_stopped_backup_is_taken_up_and_what_arrived_is_not_sent_again(
     bench: Bench, target: model.Target, place: Path
 ) -> None:
@@ -535,6 +560,18 @@ def test_what_is_not_in_the_target_any_more_is_removed(bench: Bench, target: mod
     made = make(bench, target, "one")
     objects(place, "backups")[0].unlink()
     assert remove(bench, made).state is BackupState.REMOVED
+
+
+def test_a_backup_whose_manifest_is_damaged_says_what_is_in_the_way(
+    bench: Bench, target: model.Target, place: Path
+) -> None:
+    made = make(bench, target, "one")
+    objects(place, "backups")[0].write_bytes(b"x" * 100)
+    going = remove(bench, made)
+    assert going.state is BackupState.REMOVING
+    assert going.message is not None
+    assert f"volumes/{made.volume_uuid}/backups/{made.uuid}" in going.message
+    assert bench.engine.targets.health(target.id) == (Health.AVAILABLE, None)
 
 
 def test_a_backup_on_which_one_may_be_built_now_is_not_removed(bench: Bench, target: model.Target) -> None:
@@ -719,6 +756,24 @@ def test_a_row_that_somebody_changed_meanwhile_is_left_as_it_is(
     monkeypatch.setattr(targets, "opened", meanwhile)
     scan(bench, target)
     assert present(bench.engine, made).state is BackupState.REMOVING
+
+
+def test_a_row_that_came_while_the_target_was_read_is_not_made_twice(
+    bench: Bench, target: model.Target, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = make(bench, target, "one")
+    bench.store.commit(lambda write: write.delete_backup(made))
+    opened = targets.opened
+
+    @contextmanager
+    def meanwhile(*arguments: Any, **options: Any) -> Iterator[Any]:
+        with opened(*arguments, **options) as repository:
+            yield repository
+        bench.store.commit(lambda write: write.put_backup(replace(made, key=None)))
+
+    monkeypatch.setattr(targets, "opened", meanwhile)
+    scan(bench, target)
+    assert [row.id for row in bench.store.backups_in(target.id)] == [made.id]
 
 
 def test_prune_deletes_what_nobody_names_when_it_is_old(bench: Bench, target: model.Target) -> None:

@@ -82,9 +82,6 @@ class Backups:
         self._stopping.set()
         self._jobs.stop()
         begun_s = time.monotonic()
-        for backup_id, task in self._sending.items():
-            if self._is_waiting(backup_id):
-                task.cancel()
         if self._sending:
             await asyncio.wait(self._sending.values(), timeout=within_s)
         return await self._threads.stop(within_s=max(0.0, within_s - (time.monotonic() - begun_s)))
@@ -315,13 +312,15 @@ class Backups:
                 await stack.enter_async_context(turn)
                 await stack.enter_async_context(self._senders)
                 job.waits_for = None
+                if job.cancelled.is_set():  # the daemon stops, and so ended what this one waited for
+                    return backup
                 return await self._in_thread("backup", backups.finish, backup, job)
         except asyncio.CancelledError:
             task = asyncio.current_task()
             if task is None or not job.cancelled.is_set():
                 raise
-            task.uncancel()  # it was woken from its wait, by `cancel` or `stop`
-            return await self._in_thread("backup", backups.give_up, backup) if job.is_given_up else backup
+            task.uncancel()  # `cancel` woke it from its wait
+            return await self._in_thread("backup", backups.give_up, backup)
 
     def _is_waiting(self, backup_id: model.BackupId) -> bool:
         job = self._jobs.get(f"1b{backup_id}")

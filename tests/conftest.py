@@ -10,7 +10,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import hypothesis
+import obstore
 import pytest
+from obstore.store import MemoryStore
 
 from tests.engines import Bench, bench_on
 from tests.scratch import Scratch, loops_under
@@ -44,6 +46,12 @@ def temporary(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         patch.setenv("TMPDIR", str(directory))
         patch.setattr(tempfile, "tempdir", str(directory))
         yield directory
+
+
+@pytest.fixture(scope="session", autouse=True)
+def runtime_of_obstore() -> None:
+    """Start the threads and descriptors of obstore, which live as long as the process, before a test can leave them."""
+    obstore.put(MemoryStore(), "none", b"")
 
 
 @pytest.fixture(scope="session")

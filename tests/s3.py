@@ -31,7 +31,7 @@ START_S: Final = 90.0
 """On a machine that other tests load."""
 STOP_S: Final = 20.0
 _TICK_S: Final = 0.05
-_SERVICES: Final = (
+SERVICES: Final = (
     "master.port",
     "master.port.grpc",
     "volume.port",
@@ -81,7 +81,7 @@ class Server:
     def start(self) -> None:
         """Start it and wait until it answers for its bucket."""
         self.directory.mkdir(exist_ok=True)
-        self._ports = self._ports or dict(zip(_SERVICES, free_ports(len(_SERVICES), self.host), strict=True))
+        self._ports = self._ports or dict(zip(SERVICES, free_ports(len(SERVICES), self.host), strict=True))
         with (self.directory / "log").open("ab") as log:
             self._process = subprocess.Popen(
                 self._command(),

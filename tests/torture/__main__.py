@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Final
 
 from tests.running import Running
-from tests.torture import daemons, kills, machine
+from tests.torture import backups, daemons, kills, machine
 from tests.torture.bench import KINDS, Bench, Places, daemon_config, places_in_memory
 from tests.torture.crowd import NAME, Crowd
 from voldriverd.kernel import fs
@@ -65,6 +65,14 @@ def torture_crowd(places: Places, *, seed: int, time_s: float) -> None:
         _say(f"crowd: {word}: {', '.join(f'{verb} {count}' for verb, count in sorted(counts.items()))}")
 
 
+def torture_backups(places: Places, *, seed: int, time_s: float) -> None:
+    """Backups and restores that meet a killed daemon, a cut network or a full target."""
+    with backups.disturbed(places, seed=seed) as disturbing:
+        disturbing.run(ROUNDS_MAX, until_s=time.monotonic() + time_s)
+    _say(f"backups: {', '.join(f'{what} {count}' for what, count in sorted(disturbing.met.items()))}")
+    _say(f"backups: {disturbing.checked} restored and compared")
+
+
 def _spread(times_s: list[float]) -> str:
     return f"{statistics.median(times_s) * 1e3:.0f} ms, {max(times_s) * 1e3:.0f} at most"
 
@@ -74,6 +82,7 @@ FORMS: Final[dict[str, Callable[..., None]]] = {
     "kills": torture_kills,
     "daemon": torture_daemon,
     "crowd": torture_crowd,
+    "backups": torture_backups,
 }
 
 

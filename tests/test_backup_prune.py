@@ -1,6 +1,7 @@
 """Removal and prune take nothing that a backup needs, whoever else is at work in between."""
 
 import os
+import threading
 import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
@@ -12,7 +13,7 @@ from tests import backups
 from tests.backups import Site
 from tests.s3 import Server
 from voldriverd import errors
-from voldriverd.backup import pruning, writing
+from voldriverd.backup import pruning, transfer, writing
 from voldriverd.backup.faults import Damaged, Fault
 from voldriverd.backup.manifest import Manifest
 from voldriverd.backup.pruning import Pruned
@@ -279,7 +280,7 @@ def test_a_long_writer_makes_its_mark_anew(near: Site, monkeypatch: pytest.Monke
 
 @pytest.mark.parametrize("clock_s", [-600.0, 0.0, 600.0])
 def test_prune_at_any_step_of_a_writer_leaves_its_backup_whole(near: Site, clock_s: float) -> None:
-    """The writer takes up chunks of a removed backup, and sends again what lies there unnamed and old."""
+    """The writer relies on old chunks of a backup that is removed while it writes."""
 
     def write_and(step: int) -> tuple[Repository, bool]:
         repository = near.open()
@@ -287,8 +288,12 @@ def test_prune_at_any_step_of_a_writer_leaves_its_backup_whole(near: Site, clock
         begun = backups.draft()
         old = repository.write(begun, backups.stream(b"".join(CONTENT)), progress=backups.ignore)
         age(near, "/chunks/")
-        other.remove(old)
-        store = Meddled(repository._store, step, lambda: prune_of(other, begun.volume.uuid, later_s=clock_s))
+
+        def remove_and_prune() -> None:
+            other.remove(old)
+            prune_of(other, begun.volume.uuid, later_s=clock_s)
+
+        store = Meddled(repository._store, step, remove_and_prune)
         _put_in(repository, store)
         done = repository.write(
             backups.draft(volume_uuid=begun.volume.uuid), backups.stream(iter(CONTENT)), progress=backups.ignore
@@ -326,6 +331,56 @@ def test_a_writer_at_any_step_of_prune_has_a_whole_backup(
         prune_of(repository, begun.volume.uuid, later_s=clock_s)
         done = other.write(again, backups.stream(iter(CONTENT)), progress=backups.ignore)
         assert is_whole(other, done), step
+        other.close()
+        return repository, store.has_happened
+
+    _at_every_step(prune_and)
+
+
+def test_a_writer_that_is_at_work_from_any_step_of_prune_on_has_a_whole_backup(
+    near: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It sends again what lies there unnamed and old, and goes on after the end of prune."""
+    content = [backups.data(PART_MAX, seed) for seed in range(2)]
+    monkeypatch.setattr(transfer, "WINDOW", 1)
+
+    def prune_and(step: int) -> tuple[Repository, bool]:
+        repository = near.open()
+        other = near.open()
+        has_sent, may_end = threading.Event(), threading.Event()
+        begun = backups.draft()
+        old = repository.write(begun, backups.stream(iter(content)), progress=backups.ignore)
+        age(near, "/chunks/")
+        repository.remove(old)
+
+        def pieces() -> Iterator[bytes]:
+            yield content[0]
+            has_sent.set()  # it was taken from us again: the first one is there
+            may_end.wait()
+            yield content[1]
+
+        def pause(_: object, __: float) -> None:
+            has_sent.set()
+            may_end.wait()
+
+        monkeypatch.setattr(Retries, "pause", pause)
+        again = backups.draft(volume_uuid=begun.volume.uuid)
+        made: list[Manifest] = []
+        writer = threading.Thread(
+            target=lambda: made.append(other.write(again, backups.stream(pieces()), progress=backups.ignore))
+        )
+
+        def begin() -> None:
+            writer.start()
+            has_sent.wait()
+
+        store = Meddled(repository._store, step, begin)
+        _put_in(repository, store)
+        prune_of(repository, begun.volume.uuid, later_s=0)
+        may_end.set()
+        if store.has_happened:
+            writer.join()
+            assert is_whole(other, made[0]), step
         other.close()
         return repository, store.has_happened
 

@@ -87,6 +87,9 @@ def test_a_backup_outlives_the_daemon(daemon: Running, driver: str, way: str) ->
     assert f"verb=backup backup={shown_id} volume=db target=nightly" in daemon.log
 
 
-def test_a_configured_target_is_listed_with_its_health(daemon: Running) -> None:
-    (row,) = rows(daemon, "backuptargets")
-    assert (row["id"], row["name"], row["state"]) == ("1bt1", "nightly", "created")
+def test_configured_targets_are_listed_with_their_health(daemon: Running) -> None:
+    def healths() -> dict[str, str]:
+        return {row["name"]: row["health"] for row in rows(daemon, "backuptargets")}
+
+    until(lambda: healths() == {"nightly": "available", "away": "unavailable"}, "the first look")
+    assert [row["id"] for row in rows(daemon, "backuptargets")] == ["1bt1", "1bt2"]

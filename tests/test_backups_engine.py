@@ -485,6 +485,16 @@ def test_what_was_given_up_after_it_arrived_goes_from_the_target(
     assert objects(place, "backups") == []
 
 
+def test_a_failed_backup_that_is_there_after_all_is_not_withdrawn(
+    bench: Bench, target: model.Target, place: Path
+) -> None:
+    backup = begin(bench.engine, freeze(bench.engine, bench.volume("db")), target)
+    run(bench, backup)
+    failed = backups.fail(bench.engine, backup, "the answer to its last request was lost")
+    backups.withdraw(bench.engine, failed, threading.Event())
+    assert len(objects(place, "backups")) == 1
+
+
 def test_what_is_given_up_while_nobody_answers_is_given_up_here(
     bench: Bench, target: model.Target, place: Path
 ) -> None:

@@ -140,6 +140,25 @@ def test_the_order_in_which_attributes_were_set_does_not_matter(place: Path) -> 
 
 
 @only_ext4
+def test_odd_names_of_attributes_come_out_as_they_were(place: Path) -> None:
+    for number, name in enumerate(("user.a=b", "user.100%", "user.%3D", "user.%25=%")):
+        os.setxattr(place / "tree", name, bytes([number]))
+    content = written(place / "tree")
+    extracted(place, content)
+    assert likeness(place / "out") == likeness(place / "tree")
+    by_hand(place, content)
+    assert likeness(place / "out") == likeness(place / "tree")
+
+
+def test_a_header_that_says_it_is_too_long_is_malformed() -> None:
+    headers = tar.Headers()
+    block = tar.header(replace(_FILE, kind=ord("x"), size_bytes=tar.HEADERS_MAX + 1, mtime_ns=0))
+    with pytest.raises(tar.Malformed, match="too long"):
+        headers.take(block)
+    assert headers.wanted == tar.BLOCK_BYTES
+
+
+@only_ext4
 def test_an_access_changes_no_byte(place: Path) -> None:
     (place / "tree" / "file").write_bytes(b"content")
     first = written(place / "tree")

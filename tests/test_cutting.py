@@ -317,6 +317,13 @@ def test_losses_one_after_the_other_are_as_one() -> None:
     assert one[start + 100 : start + length] == bytes(length - 100)
 
 
+def test_each_of_two_members_whose_headers_end_in_what_is_lost_is_lost_whole() -> None:
+    (_, first, _), (_, second, length) = _ROWS[1], _ROWS[3]
+    found = _damaged(_FILES, (first + 600, first + 5_000), (second + 600, second + 5_000))
+    assert found[second + 600 : second + length] == bytes(length - 600)
+    assert set(_members(found)) == {"0", "2", "4"}
+
+
 def test_two_losses_with_whole_members_between() -> None:
     first, second = _ROWS[1][1], _ROWS[3][1]
     found = _damaged(_FILES, (first + 10, first + 700), (second + 5_000, second + 5_100))

@@ -205,7 +205,7 @@ def _tar_parts(contents: Iterator[Part], rows: Iterable[Row]) -> Iterator[Part]:
         start, position = position, position + part.length
         data = part.data
         if data is None:
-            had_headers = seen.is_between and start >= lost_until
+            had_headers = seen.is_between
             while member[1] + member[2] <= position and (following := next(members, None)) is not None:
                 member = following
             _, begin, length = member

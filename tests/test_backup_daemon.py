@@ -33,9 +33,9 @@ def daemon(tmp_path: Path, place: Path) -> Iterator[Running]:
     pools = place / "pools" / os.urandom(4).hex()
     target = tmp_path / "target"
     target.mkdir()
-    config = f'reserve = "0%"\n[targets.nightly]\nurl = "file://{target}"\n' + pools_config(
-        **{name: (name, pools / name) for name in DRIVERS}
-    )
+    places = {"nightly": target, "away": target / "away"}
+    config = 'reserve = "0%"\n' + "".join(f'[targets.{name}]\nurl = "file://{at}"\n' for name, at in places.items())
+    config += pools_config(**{name: (name, pools / name) for name in DRIVERS})
     with Running(tmp_path / "daemon", config=config) as running:
         yield running
         assert "Traceback" not in running.log, running.log

@@ -936,6 +936,8 @@ def test_an_archive_leaves_the_bytes_of_a_base_alone(make_pool: MakePool, host: 
     before = hashlib.sha256((pool.images / BASE).read_bytes()).digest()
     with ExitStack() as stack:  # two targets may want it at once
         streams = [stack.enter_context(pool.driver.send(BASE, wanted=StreamFormat.TAR)) for _ in range(2)]
+        stages = [place for place in pool.mounts.iterdir() if place.name.startswith(".")]
+        assert [bool(os.statvfs(place).f_flag & os.ST_RDONLY) for place in stages] == [True, True]
         one, other = ([part.data for part in stream.parts] for stream in streams)
         assert b"".join(part or b"" for part in one) == b"".join(part or b"" for part in other)
     assert hashlib.sha256((pool.images / BASE).read_bytes()).digest() == before

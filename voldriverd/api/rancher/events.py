@@ -23,13 +23,15 @@ who is cut off before the first event misses nothing.
 """
 
 import asyncio
+import itertools
 import json
 import secrets
 import threading
 from collections import deque
 from collections.abc import Iterator
+from datetime import datetime
 from http import HTTPStatus
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from aiohttp import web
 
@@ -54,7 +56,19 @@ RETRY_MS: Final = 1_000
 _BATCH: Final = 256
 """How many events are written at once: 100 KB, so that a slow reader is met between two pieces."""
 
-_Event = dict[str, Any]
+
+class _Event(NamedTuple):
+    """What happened, to be written when it is read: a verb need not wait for that."""
+
+    time: datetime
+    schema: Schema
+    number: int
+    name: str | None
+    state: str
+    cause: str
+    volume_id: model.VolumeId | None
+    volume_name: str | None
+    holder: str | None
 
 
 class Feed:
@@ -128,11 +142,9 @@ class Feed:
                 text = f"this reader was more than {self._kept.maxlen} events behind, and is dropped"
                 await self._write(response, self._notice("dropped", position, text))
                 return
-            position += len(batch)
             if batch:
-                await self._write(
-                    response, "".join(f"id: {each['id']}\ndata: {json.dumps(each)}\n\n" for each in batch)
-                )
+                await self._write(response, "".join(itertools.starmap(self._line, enumerate(batch, position + 1))))
+                position += len(batch)
                 continue
             try:
                 async with asyncio.timeout(self._keepalive_s):
@@ -164,6 +176,10 @@ class Feed:
     def _id(self, number: int) -> str:
         return f"{self._run}-{number}"
 
+    def _line(self, number: int, event: _Event) -> str:
+        event_id = self._id(number)
+        return f"id: {event_id}\ndata: {json.dumps({'id': event_id, **_shown(event)})}\n\n"
+
     def _notice(self, name: str, position: int, message: str) -> str:
         return f"event: {name}\nid: {self._id(position)}\ndata: {json.dumps({'type': name, 'message': message})}\n\n"
 
@@ -177,7 +193,7 @@ class Feed:
         with self._lock:
             for event in happened:
                 self._last += 1
-                self._kept.append({"id": self._id(self._last), **event})
+                self._kept.append(event)
             must_wake = bool(self._readers) and not self._is_waking
             self._is_waking |= must_wake
         if must_wake and self._loop is not None:
@@ -228,7 +244,7 @@ def _backup(service: Service, backup: model.Backup) -> Iterator[_Event]:
     """Yield its event, and that of the snapshot which it keeps in `backing-up`, or does so no more."""
     volume = None if backup.volume_id is None else service.store.volume(backup.volume_id)
     event = _event(service, schemas.BACKUP, backup.id, backup.name, backup.state.value, volume=volume)
-    yield event | {"volumeName": backup.volume_name}
+    yield event._replace(volume_name=backup.volume_name)
     snapshot = service.store.snapshot(backup.snapshot_id) if backup.is_of_snapshot and backup.snapshot_id else None
     if snapshot is not None:
         yield _snapshot(service, snapshot)
@@ -254,15 +270,22 @@ def _event(
     volume: model.Volume | None = None,
     holder: str | None = None,
 ) -> _Event:
+    cause, time = CAUSE.get(), service.engine.now()
+    if volume is None:
+        return _Event(time, schema, number, name, state, cause, None, None, holder)
+    return _Event(time, schema, number, name, state, cause, volume.id, volume.name, holder)
+
+
+def _shown(event: _Event) -> dict[str, Any]:
     return {
         "type": "event",
-        **times.shown(time=service.engine.now()),
-        "resourceType": schema.id,
-        "resourceId": ids.show(schema, number),
-        "name": name,
-        "state": state,
-        "cause": CAUSE.get().partition("-")[0],
-        "volumeId": None if volume is None else ids.show(schemas.VOLUME, volume.id),
-        "volumeName": None if volume is None else volume.name,
-        "holder": holder,
+        **times.shown(time=event.time),
+        "resourceType": event.schema.id,
+        "resourceId": ids.show(event.schema, event.number),
+        "name": event.name,
+        "state": event.state,
+        "cause": event.cause.partition("-")[0],
+        "volumeId": None if event.volume_id is None else ids.show(schemas.VOLUME, event.volume_id),
+        "volumeName": event.volume_name,
+        "holder": event.holder,
     }

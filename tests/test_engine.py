@@ -11,7 +11,7 @@ import pytest
 from tests.engines import Bench
 from voldriverd import model
 from voldriverd.driver import Capability, Key, TreeOptions
-from voldriverd.engine import catalogue, failures, mounts, snapshots, space, trash, trees, upkeep, volumes
+from voldriverd.engine import failures, mounts, remembered, snapshots, space, trash, trees, upkeep, volumes
 from voldriverd.engine.context import Limits
 from voldriverd.errors import Exists, InUse, Invalid, NotFound, Unsupported, Unusable
 from voldriverd.kernel import mount, tree
@@ -604,7 +604,7 @@ def test_each_pool_carries_a_copy_of_the_catalogue_that_follows(bench: Bench) ->
     snapshots.create(bench.engine, bench.volume("db"), snapshots.Wish("first"))
     bench.catalogue.save()
     bench.catalogue.save()
-    lines = [json.loads(line) for line in (bench.pool_root / catalogue.FILE_NAME).read_text().splitlines()]
+    lines = [json.loads(line) for line in (bench.pool_root / remembered.FILE_NAME).read_text().splitlines()]
     assert [next(iter(line)) for line in lines] == ["catalogue", "volume", "snapshot", "snapshot"]
     assert lines[1]["volume"]["labels"] == {"team": "red"}
     assert lines[-1]["snapshot"]["state"] == "created"
@@ -613,7 +613,7 @@ def test_each_pool_carries_a_copy_of_the_catalogue_that_follows(bench: Bench) ->
 def test_the_copy_of_the_catalogue_is_made_anew_when_it_was_lost(bench: Bench) -> None:
     bench.create("db")
     bench.catalogue.save()
-    path = bench.pool_root / catalogue.FILE_NAME
+    path = bench.pool_root / remembered.FILE_NAME
     path.unlink()
     bench.create("web")
     bench.catalogue.save()

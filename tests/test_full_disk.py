@@ -21,7 +21,7 @@ from tests.scratch import Scratch, unmount_under
 from tests.torture.bench import KINDS, Bench, daemon_config, places_in_memory
 from tests.world import until
 from voldriverd import model, store
-from voldriverd.engine import catalogue, snapshots, trash, volumes
+from voldriverd.engine import remembered, snapshots, trash, volumes
 from voldriverd.errors import Unusable
 from voldriverd.kernel import fs, mount, tree
 from voldriverd.model import SnapshotState, VolumeState
@@ -310,7 +310,7 @@ def test_what_a_full_pool_kept_from_the_catalogue_is_there_when_there_is_room(fu
     tree.vanish(full.place / "filler")
     bench.driver.reclaim()
     bench.upkeep()
-    assert "49 49" in (bench.pool_root / catalogue.FILE_NAME).read_text()
+    assert "49 49" in (bench.pool_root / remembered.FILE_NAME).read_text()
 
 
 # The daemon.

@@ -30,7 +30,7 @@ from tests.memory import PowerCut
 from tests.torture.bench import MIB, Bench, Kind, Places, content_of
 from voldriverd import model, names
 from voldriverd.driver import Capability
-from voldriverd.engine import catalogue, mounts, snapshots, trash, upkeep, use, volumes
+from voldriverd.engine import mounts, remembered, snapshots, trash, upkeep, use, volumes
 from voldriverd.errors import Exists, InUse, Invalid, NotFound, Unsupported
 from voldriverd.kernel import image
 from voldriverd.model import VolumeState
@@ -555,7 +555,7 @@ class Machine(RuleBasedStateMachine):
                     assert content_of(place) == known.snapshots[snapshot.shown_name].content, snapshot.shown_name
 
     def _check_catalogue(self) -> None:
-        lines = (self.bench.pool_root / catalogue.FILE_NAME).read_text().splitlines()
+        lines = (self.bench.pool_root / remembered.FILE_NAME).read_text().splitlines()
         last = {(kind, row["id"]): row for line in lines[1:] for kind, row in json.loads(line).items()}
         live = {row["name"] for (kind, _), row in last.items() if kind == "volume" and row["state"] == "inactive"}
         assert live == self.live.keys()

@@ -1,13 +1,21 @@
 """Targets through the API: configured ones, those that are made, and what cannot be made or removed."""
 
+import asyncio
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from tests.running import SMALL, Answer, Running
+from tests.test_rancher_lists import target
+from voldriverd import runner
+from voldriverd import store as database
+from voldriverd.api.rancher import targets
+from voldriverd.errors import Unusable
+from voldriverd.model import Health
 
 pytestmark = pytest.mark.root
 
@@ -176,12 +184,12 @@ def test_another_passphrase_than_that_of_the_place_is_refused(daemon: Running, t
 
 
 def test_lists_are_filtered_and_sorted(daemon: Running, tmp_path: Path) -> None:
-    targets = [make(daemon, name, tmp_path / name) for name in ("b", "a")]
+    made = [make(daemon, name, tmp_path / name) for name in ("b", "a")]
     found = daemon.api("GET", "/v1/backuptargets?isConfigured=false&sort=name").body["data"]
     assert [each["name"] for each in found] == ["a", "b"]
     assert [each["name"] for each in daemon.api("GET", "/v1/backuptargets?url_like=%/b").body["data"]] == ["b"]
-    for target in targets:
-        remove(daemon, target)
+    for each in made:
+        remove(daemon, each)
 
 
 def test_a_browser_gets_the_form_of_a_target(daemon: Running) -> None:
@@ -229,3 +237,37 @@ def test_a_target_whose_place_has_gone_says_so_and_its_scan_too(daemon: Running,
     scanned = daemon.api("POST", f"/v1/backuptargets/{target['id']}?action=scan")
     assert (scanned.status, scanned.body["health"], scanned.body["transitioning"]) == (200, "available", "no")
     remove(daemon, target)
+
+
+def test_why_an_earlier_scan_failed_is_forgotten_by_the_next(tmp_path: Path) -> None:
+    store, running = database.Store(tmp_path), runner.Runner()
+    store.commit(lambda write: write.put_target(target(1)))
+
+    async def fail(_: object) -> None:
+        await asyncio.sleep(0)
+        raise Unusable("cannot scan target t1: nobody answers")
+
+    async def find(_: object) -> None:
+        await asyncio.sleep(0)
+
+    service: Any = SimpleNamespace(
+        store=store,
+        runner=running,
+        jobs=SimpleNamespace(get=lambda _: None),
+        backups=SimpleNamespace(health=lambda _: (Health.AVAILABLE, None), default_target=lambda: target(1)),
+    )
+
+    async def scenario() -> list[object]:
+        told = []
+        for work in (fail, find):
+            service.backups.scan = work
+            await targets.KIND.actions["scan"](service, target(1), {})
+            await asyncio.gather(*asyncio.all_tasks() - {asyncio.current_task()})
+            told.append(targets.KIND.show(service, target(1))["transitioningMessage"])
+        await running.stop(within_s=1)
+        return told
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(targets, "API_ANSWER_S", 0)
+        assert asyncio.run(scenario()) == ["cannot scan target t1: nobody answers", None]
+    store.close()

@@ -66,7 +66,8 @@ def serve(config: configuration.Config) -> None:
 
 def build(config: configuration.Config) -> Engine:
     """Open the database and name the pools; nothing is mounted yet. Raises Unusable."""
-    for directory, mode in ((config.root, 0o711), (config.root / "mounts", 0o711), (config.root / "by-name", 0o711)):
+    # A container's root makes setuid files: no user of the host may come near them (CVE-2021-41091 in dockerd).
+    for directory, mode in ((config.root, 0o711), (config.root / "mounts", 0o700), (config.root / "by-name", 0o711)):
         directory.mkdir(mode, parents=True, exist_ok=True)
         directory.chmod(mode)
     database = store.Store(config.root)
@@ -136,7 +137,7 @@ def rebuild(config: configuration.Config, is_agreed: Callable[[list[str]], bool]
         shutil.rmtree(place, ignore_errors=True)
         place.mkdir(0o700)
         stack.callback(shutil.rmtree, place)
-        (config.root / "mounts").mkdir(0o711, exist_ok=True)
+        (config.root / "mounts").mkdir(0o700, exist_ok=True)
         database = store.Store(place)
         stack.callback(database.close)
         plan = rebuilding.plan(_look(config, database), utc_now())

@@ -199,8 +199,10 @@ def test_verify_refuses_a_sample_that_is_none(voldriver: Voldriver, sample: str)
 
 
 def test_what_is_not_there_is_said(voldriver: Voldriver) -> None:
-    for command in (["inspect"], ["verify"], ["cancel"], ["rm"]):
-        assert "there is no backup 'none'" in voldriver.refused("backup", *command, "none")
+    for command in ("inspect", "verify", "rm"):
+        assert "there is no backup 'none'" in voldriver.refused("backup", command, "none")
+    assert "there is no volume 'none'" in voldriver.refused("backup", "cancel", "none")
+    assert "there is no backup '1b999'" in voldriver.refused("backup", "cancel", "1b999")
 
 
 # Ctrl-C, cancel
@@ -233,6 +235,19 @@ def test_cancel_ends_a_backup(voldriver: Voldriver) -> None:
     backup = backed_up(voldriver, "db", "--no-wait")
     voldriver.out("backup", "cancel", backup)
     assert voldriver.json("backup", "ls") == []
+
+
+def test_cancel_ends_a_restore_and_the_volume_has_what_it_had(voldriver: Voldriver) -> None:
+    place = Path(voldriver.out("volume", "mount", "db").strip())
+    with (place / "large").open("wb") as file:
+        for _ in range(400):
+            file.write(os.urandom(1 << 20))
+    voldriver.out("volume", "unmount", "db")
+    backup = backed_up(voldriver)
+    write(voldriver, "db", "second")
+    voldriver.out("backup", "restore", backup, "--to", "db", "--no-wait")
+    assert voldriver.out("backup", "cancel", "db") == "db\n"
+    assert read(voldriver, "db") == "second"
 
 
 # target, scan, prune

@@ -10,7 +10,7 @@ from voldriverd import names
 from voldriverd.cli import parameters, progress, show
 from voldriverd.cli.connection import Resource, resource_path
 from voldriverd.cli.parameters import BackupId, SnapshotName, TargetName, VolumeName
-from voldriverd.cli.session import Session, snapshot_name
+from voldriverd.cli.session import Session, is_backup_id, snapshot_name
 from voldriverd.errors import Invalid, Unusable
 
 
@@ -90,11 +90,15 @@ def remove(session: Session, *, ids: tuple[str, ...]) -> None:
 
 
 @group.command("cancel")
-@click.argument("ids", metavar="ID...", nargs=-1, required=True, type=BackupId())
+@click.argument("texts", metavar="ID|VOLUME...", nargs=-1, required=True, type=BackupId())
 @click.pass_obj
-def cancel(session: Session, *, ids: tuple[str, ...]) -> None:
-    """End backups that are being made."""
-    session.each(ids, lambda text: session.act(session.backup(text), "cancel"), _tell_id)
+def cancel(session: Session, *, texts: tuple[str, ...]) -> None:
+    """End backups that are being made or verified, or the restore of volumes."""
+
+    def work(text: str) -> Resource:
+        return session.act(session.backup(text) if is_backup_id(text) else session.volume(text), "cancel")
+
+    session.each(texts, work, lambda ended: click.echo(ended["id"] if is_backup_id(ended["id"]) else ended["name"]))
 
 
 @group.command("verify")

@@ -26,6 +26,7 @@ def group(session: Session) -> None:
             ("Volumes", f"{host['volumeCount']} ({host['mountedCount']} mounted)"),
             ("Snapshots", str(host["snapshotCount"])),
             ("In the trash", str(host["trashCount"])),
+            ("Longest stall", f"{host['stallMs']} ms in the last minute, {host['longestStallMs']} ms since the start"),
         ]
     )
     click.echo()

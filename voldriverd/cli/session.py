@@ -148,6 +148,11 @@ class Session:
             return None
 
 
+def is_backup_id(text: str) -> bool:
+    """Tell whether a text is written as the id of a backup."""
+    return text.startswith("1b") and text[2:].isdecimal()
+
+
 def snapshot_name(snapshot: Resource) -> str:
     """Return what a snapshot is addressed by: its name, or its id."""
     return str(snapshot["name"] or snapshot["id"])

@@ -465,3 +465,14 @@ def test_what_is_to_be_known_of_a_backup_is_no_fault(service: Any) -> None:
     }
     (row,) = backups._rows(service, [replace(done, state=BackupState.REMOVED, message="cancelled", removed_at=NOW)])
     assert (backups.KIND.show(service, row)["transitioning"], backups.KIND.offered(service, row)) == ("no", frozenset())
+
+
+@pytest.mark.parametrize(
+    ("message", "transitioning"),
+    [("restored from backup 1b1; owners were not kept", "no"), ("cannot restore volume v1: nobody answers", "error")],
+)
+def test_what_a_restore_could_not_keep_is_no_fault_of_the_volume(
+    service: Any, message: str, transitioning: str
+) -> None:
+    shown = volumes.KIND.show(service, replace(volume(1), message=message))
+    assert (shown["transitioning"], shown["transitioningMessage"]) == (transitioning, message)

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Self
 
+from tests import unblocked
 from tests.scratch import Scratch, unmount_under
 from voldriverd.kernel import fs
 
@@ -29,7 +30,10 @@ START_S: Final = 30.0
 STOP_S: Final = 15.0
 _TICK_S: Final = 0.02
 _SERVING: Final = "verb=start"
-DAEMON: Final = "import sys; sys.argv[0] = 'voldriverd'; from voldriverd.cli.daemon import main; main()"
+DAEMON: Final = (
+    "import sys; sys.argv[0] = 'voldriverd'; from tests import unblocked; unblocked.watch_daemon(); "
+    "from voldriverd.cli.daemon import main; main()"
+)
 CLIENT: Final = "import sys; sys.argv[0] = 'voldriver'; from voldriverd.cli.client import main; main()"
 
 SMALL: Final = '[embedded]\nsize = "300M"\n'
@@ -70,8 +74,11 @@ class Running:
         self.api_socket = self.run_dir / "api.sock"
         self.plugin_socket = self.run_dir / "voldriver.sock"
         self.log_file = base / "log"
+        self.blocked_file = base / "blocked"
         self.config_file = base / "voldriver.toml"
         self.config_file.write_text(config)
+        self.preamble = ""
+        """What the process runs before it is the daemon."""
         self._process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Self:
@@ -101,7 +108,11 @@ class Running:
         before = self.log.count(_SERVING)
         with self.log_file.open("ab") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-c", DAEMON, *self._places()], stdin=subprocess.DEVNULL, stdout=log, stderr=log
+                [sys.executable, "-c", self.preamble + DAEMON, *self._places()],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env={**os.environ, unblocked.REPORT: str(self.blocked_file)},
             )
         for _ in range(int(START_S / _TICK_S)):
             if self.log.count(_SERVING) > before:
@@ -141,6 +152,7 @@ class Running:
             self.release()
         unmount_under(self.base)
         make_mutable(self.root / "embedded")
+        assert not self.blocked_file.exists(), f"the event loop was blocked: {self.blocked_file.read_text()}"
 
     def api(self, method: str, path: str, body: object = None, *, headers: Mapping[str, str] | None = None) -> Answer:
         """Ask the API; a body that is not bytes is sent as JSON."""

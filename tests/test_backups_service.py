@@ -98,7 +98,7 @@ async def until(condition: Callable[[], object]) -> None:
 async def ended(service: Service, *made: model.Backup) -> list[model.Backup]:
     """Wait for the ends of backups and return their rows."""
     await until(lambda: not any(service.jobs.get(each.shown_name) for each in made))
-    return [service.backups.backup_row(each.id) for each in made]
+    return [await service.backups.backup_row(each.id) for each in made]
 
 
 def snapshot_of(bench: Bench, name: str = "db") -> model.Snapshot:
@@ -244,7 +244,7 @@ def test_what_does_not_exist_is_not_backed_up(bench: Bench) -> None:
         with pytest.raises(NotFound, match="there is no target 1bt99"):
             await service.backups.create(snapshot_of(bench).id, target_id=model.TargetId(99))
         with pytest.raises(NotFound, match="there is no backup 1b99"):
-            service.backups.backup_row(model.BackupId(99))
+            await service.backups.backup_row(model.BackupId(99))
 
     run(bench, work)
 

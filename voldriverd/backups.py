@@ -152,9 +152,9 @@ class Backups:
 
     # Backups.
 
-    def backup_row(self, backup_id: model.BackupId) -> model.Backup:
-        """Return a backup or its tombstone. Raises NotFound. Reads the database: quick, but not in memory."""
-        backup = self._store.backup(backup_id)
+    async def backup_row(self, backup_id: model.BackupId) -> model.Backup:
+        """Return a backup or its tombstone. Raises NotFound."""
+        backup = await self._runner.in_thread(self._store.backup, backup_id)
         if backup is None:
             raise NotFound(f"there is no backup 1b{backup_id}")
         return backup
@@ -168,7 +168,7 @@ class Backups:
         description: str | None = None,
     ) -> model.Backup:
         """Begin a backup of a snapshot, which goes on; one that is or was made there already is returned instead."""
-        snapshot = self._store.snapshot(snapshot_id)
+        snapshot = await self._runner.in_thread(self._store.snapshot, snapshot_id)
         if snapshot is None:
             raise NotFound(f"there is no snapshot 1s{snapshot_id}")
         target = self.default_target() if target_id is None else self.target_row(target_id)
@@ -190,7 +190,7 @@ class Backups:
         if volume is None:
             raise NotFound(f"there is no volume 1v{volume_id}")
         await self._ensure_usable(target, f"cannot back up volume {volume.name}")
-        snapshot = await self._freeze(volume_id, self._automatic(volume_id))
+        snapshot = await self._freeze(volume_id, await self._runner.in_thread(self._automatic, volume_id))
         wish = backups.Wish(name, description)
         return await asyncio.shield(self._runner.spawn(self._begin(snapshot, target, wish)))
 
@@ -199,10 +199,11 @@ class Backups:
 
         Raises NotFound: it is not being made.
         """
-        backup = self.backup_row(backup_id)
+        backup = next((each for each in self._store.creating_backups() if each.id == backup_id), None)
+        if backup is None:
+            backup = await self.backup_row(backup_id)
+            raise NotFound(f"cannot cancel backup {backup.shown_name}: it is {backup.state.value}")
         what = f"cannot cancel backup {backup.shown_name}"
-        if backup.state is not BackupState.CREATING:
-            raise NotFound(f"{what}: it is {backup.state.value}")
         self._start(backup, is_wanted=False)  # if nobody works on it: it may wait for its pool to come back
         task = self._sending.get(backup_id)
         if task is None:
@@ -214,14 +215,14 @@ class Backups:
             if self._is_waiting(backup_id):
                 task.cancel()
         await asyncio.wait([task], timeout=CANCEL_S)
-        ended = self.backup_row(backup_id)
+        ended = await self.backup_row(backup_id)
         if ended.state is BackupState.CREATED:
             raise NotFound(f"{what}: it was made before that")
         return ended
 
     async def remove(self, backup_id: model.BackupId, *, answer_s: float = ANSWER_S) -> model.Backup:
         """Remove a backup here and in its target; after `answer_s` seconds a begun removal is answered and goes on."""
-        backup = self.backup_row(backup_id)
+        backup = await self.backup_row(backup_id)
         user = self._jobs.using(backup.shown_name)
         if user is not None:
             raise InUse(f"cannot remove backup {backup.shown_name}: {user} needs it")
@@ -230,7 +231,7 @@ class Backups:
             return going
         task = self._runner.spawn(self._finish_remove(going))
         await asyncio.wait([task], timeout=answer_s)
-        return self.backup_row(backup_id)
+        return await self.backup_row(backup_id)
 
     async def verify(
         self, backup_id: model.BackupId, *, sample: float = 1.0, answer_s: float = ANSWER_S
@@ -239,7 +240,7 @@ class Backups:
 
         After `answer_s` seconds it is answered and goes on; what fails later is a fault of the runner.
         """
-        backup = self.backup_row(backup_id)
+        backup = await self.backup_row(backup_id)
         if backup.state is not BackupState.CREATED:
             raise NotFound(f"cannot verify backup {backup.shown_name}: it is {backup.state.value}")
         self._runner.forget_fault(backup.shown_name)
@@ -256,7 +257,7 @@ class Backups:
     @asynccontextmanager
     async def archive(self, backup_id: model.BackupId, path: str) -> AsyncIterator[Iterator[bytes]]:
         """Give one file or folder of a backup as a tar stream; it blocks."""
-        backup = self.backup_row(backup_id)
+        backup = await self.backup_row(backup_id)
         self._readers += 1
         uses = frozenset({backup.shown_name, _shown(backup.target_id)})
         with self._jobs.running(f"{backup.shown_name}/{self._readers}", "read", uses=uses) as job:
@@ -271,7 +272,7 @@ class Backups:
     async def _begin(self, snapshot: model.Snapshot, target: model.Target, wish: backups.Wish) -> model.Backup:
         what = f"cannot back up snapshot {snapshot.shown_name}"
         async with self._locks.hold(snapshot.volume_id, "backup", what=what, wait_s=WAIT_S):
-            present = self._store.snapshot(snapshot.id) or snapshot
+            present = await self._runner.in_thread(self._store.snapshot, snapshot.id) or snapshot
             backup = await self._runner.run("backup", backups.begin, self._engine, present, target, wish)
         if backup.state is BackupState.CREATING:
             self._start(backup)

@@ -114,7 +114,7 @@ class Restores:
                 existing = volumes.existing(self._engine, request)
                 if existing is not None:
                     return existing
-                backup = restores.backup_of(self._engine, source, what)
+                backup = await self._runner.in_thread(restores.backup_of, self._engine, source, what)
                 job = stack.enter_context(self._going(volume_id, _uses(backup)))
                 supply = await stack.enter_async_context(self._supplied(backup, job, what, within_s=LOOK_S))
                 begin = functools.partial(restores.begin_create, self._engine, request, volume_id, supply)
@@ -174,7 +174,7 @@ class Restores:
         volume = self._row(volume_id)
         what = _what(volume)
         use.ensure_resting(volume, what)  # the network is not asked for what will be refused
-        backup = self._engine.store.backup(backup_id)
+        backup = await self._runner.in_thread(self._engine.store.backup, backup_id)
         if backup is None:
             raise NotFound(f"{what}: there is no backup 1b{backup_id}")
         with self._going(volume_id, _uses(backup)) as job:
@@ -235,7 +235,7 @@ class Restores:
 
     async def _take_up(self, volume: model.Volume, source: names.BackupSource, job: Job) -> None:
         what = _what(volume)
-        backup = restores.backup_of(self._engine, source, what)
+        backup = await self._runner.in_thread(restores.backup_of, self._engine, source, what)
         async with self._supplied(backup, job, what) as supply:
             await self._bring_new(volume, supply, job)
 

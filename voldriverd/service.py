@@ -14,7 +14,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Final, TypeVar
 
-from voldriverd import backups, jobs, model, names, restores, runner, usages
+from voldriverd import backups, jobs, model, names, restores, runner, stalls, usages
 from voldriverd.driver import Capability, Change, Key
 from voldriverd.engine import (
     apikeys,
@@ -60,6 +60,7 @@ class Service:
         self._locks = Locks()
         self.runner = runner.Runner()
         self.usages = usages.Usages(engine, self.runner)
+        self.stalls = stalls.Stalls()
         self._pins: Counter[Key] = Counter()
         self._askers = askers.Askers()
         self._relieving = asyncio.Lock()
@@ -185,7 +186,7 @@ class Service:
                 raise InUse(f"cannot remove snapshot {snapshot.shown_name} of volume {volume.name}: it is being read")
             return snapshots.remove(self.engine, volume, snapshot)
 
-        volume_id = self.snapshot_row(snapshot_id).volume_id
+        volume_id = (await self.read_snapshot(snapshot_id)).volume_id
         return await self._verb(verb, volume_id, work, wait_s=API_WAIT_S)
 
     async def revert(
@@ -228,7 +229,7 @@ class Service:
         """Keep snapshots of one volume from being destroyed. Raises NotFound, InUse (a verb works on the volume)."""
         volume_id, what = wanted[0].volume_id, f"cannot read snapshot {wanted[0].shown_name}"
         async with self._locks.hold(volume_id, "read", what=what, wait_s=API_WAIT_S):
-            rows = [self.snapshot_row(snapshot.id) for snapshot in wanted]
+            rows = [await self.read_snapshot(snapshot.id) for snapshot in wanted]
             for row in rows:
                 if row.state is not model.SnapshotState.CREATED:
                     raise NotFound(f"cannot read snapshot {row.shown_name}: it is {row.state.value}")
@@ -272,7 +273,7 @@ class Service:
             snapshot = self.snapshot_row(snapshot_id)
             return snapshots.set_properties(self.engine, volume, snapshot, name=name, description=description)
 
-        volume_id = self.snapshot_row(snapshot_id).volume_id
+        volume_id = (await self.read_snapshot(snapshot_id)).volume_id
         return await self._verb("set-snapshot", volume_id, work, wait_s=API_WAIT_S)
 
     async def create_api_key(
@@ -299,8 +300,12 @@ class Service:
 
         return await self.runner.shielded(locked())
 
+    async def read_snapshot(self, snapshot_id: model.SnapshotId) -> model.Snapshot:
+        """Return a snapshot or its tombstone. Raises NotFound."""
+        return await self.runner.in_thread(self.snapshot_row, snapshot_id)
+
     def snapshot_row(self, snapshot_id: model.SnapshotId) -> model.Snapshot:
-        """Return a snapshot or its tombstone. Raises NotFound. Reads the database: quick, but not in memory."""
+        """Return a snapshot or its tombstone. Raises NotFound. For verbs: it reads the database."""
         snapshot = self.store.snapshot(snapshot_id)
         if snapshot is None:
             raise NotFound(f"there is no snapshot 1s{snapshot_id}")
@@ -312,7 +317,9 @@ class Service:
         A volume that a verb works on is passed over: the next round comes.
         """
         used = await self.runner.in_thread(mounts.used_keys, self.engine)
-        used |= {row.key for row in self.store.volumes() if row.key and self._askers.is_any_alive(row.id)}
+        asked = self._askers.processes()
+        users = self._askers.users(asked, await self.runner.in_thread(askers.living, asked))
+        used |= {row.key for row in self.store.volumes() if row.key and row.id in users}
         attached = await self.runner.in_thread(mounts.attached_keys, self.engine)
         concerned = {mount.volume_id for mount in self.store.all_mounts()}
         concerned |= {volume.id for volume in self.store.volumes() if volume.key in attached}

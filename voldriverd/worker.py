@@ -20,7 +20,7 @@ TIDY_S: Final = 5.0
 
 
 class Worker:
-    """Three loops on the event loop; each passes over what fails and comes back to it."""
+    """Loops on the event loop; each passes over what fails and comes back to it."""
 
     def __init__(self, service: Service, *, reconcile_interval_s: float) -> None:
         """Do nothing until `start`."""
@@ -38,6 +38,7 @@ class Worker:
             (self._reconcile_interval_s, self._reconcile),
         )
         self._tasks = [asyncio.create_task(self._repeat(pause_s, work)) for pause_s, work in loops]
+        self._tasks.append(asyncio.create_task(self._service.stalls.watch()))
 
     async def stop(self) -> None:
         """End the loops; what runs in a thread goes on, and `Service.stop` waits for it."""
@@ -82,7 +83,7 @@ class Worker:
         for pool in await service.runner.in_thread(upkeep.short_pools, engine):
             await service.relieve(pool.row.id)
         await service.backups.look()
-        engine.store.keep_ballast()
+        await service.runner.in_thread(engine.store.keep_ballast)
         service.usages.forget_gone()
 
     async def _reconcile(self) -> None:

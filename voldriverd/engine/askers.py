@@ -12,13 +12,16 @@ process that made it; what a dead one left then keeps nobody.
 from voldriverd import model
 from voldriverd.kernel import process
 
+Process = tuple[int, int]
+"""Its pid, and when it started."""
+
 
 class Askers:
     """Who asked for which mount; for one thread."""
 
     def __init__(self) -> None:
         """Know nobody."""
-        self._known: dict[model.VolumeId, dict[str, list[tuple[int, int]]]] = {}
+        self._known: dict[model.VolumeId, dict[str, list[Process]]] = {}
 
     def note(self, volume_id: model.VolumeId, holder: str, pid: int) -> None:
         """Remember that a process mounted a volume for a holder once."""
@@ -40,10 +43,23 @@ class Askers:
         if not known:
             self._known.pop(volume_id, None)
 
-    def is_any_alive(self, volume_id: model.VolumeId) -> bool:
-        """Tell whether a process lives that has mounted the volume more often than unmounted."""
-        for holder, asked in list(self._known.get(volume_id, {}).items()):
-            if any(process.started(pid) == started for pid, started in asked):
-                return True
-            self.forget(volume_id, holder)
-        return False
+    def processes(self) -> set[Process]:
+        """Return everybody who is known, for `living`."""
+        return {asker for holders in self._known.values() for askers in holders.values() for asker in askers}
+
+    def users(self, asked: set[Process], alive: set[Process]) -> set[model.VolumeId]:
+        """Return the volumes that a living process mounted more often than it unmounted; forget the dead.
+
+        Of those who were `asked` for, `alive` are; who came since then lives.
+        """
+        dead = asked - alive
+        for volume_id, holders in list(self._known.items()):
+            for holder, askers in list(holders.items()):
+                if dead.issuperset(askers):
+                    self.forget(volume_id, holder)
+        return set(self._known)
+
+
+def living(processes: set[Process]) -> set[Process]:
+    """Return those that live; some 30 µs each."""
+    return {each for each in processes if process.started(each[0]) == each[1]}

@@ -4,8 +4,10 @@
 can do stands in its own module as a `Kind`. Deviations from Rancher are listed in docs/deviations.md.
 """
 
+import asyncio
 import logging
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any, Final
@@ -37,6 +39,8 @@ from voldriverd.service import Service
 
 _log = logging.getLogger(__name__)
 
+LONG_LISTS_MAX: Final = 2
+"""How many lists of more than listing.BESIDE are written at once: each is a thread that wants the interpreter."""
 _EVENTS: Final = schemas.EVENT.plural
 
 
@@ -73,6 +77,7 @@ class Api:
         self._service = service
         self._events = events.Feed(service)
         self._written = answers.Written()
+        self._long_lists = asyncio.Semaphore(LONG_LISTS_MAX)
 
     def close(self) -> None:
         """End the answers that would go on for ever."""
@@ -179,7 +184,7 @@ class Api:
         if link is None:
             raise problems.not_found(f"there is no link {name[:60]!r} of a {kind.schema.id}")
         target = kinds.ALL[link.type]
-        value = kind.identify(row) if link.here == "id" else kind.show(self._service, row)[link.here]
+        value = kind.identify(row) if link.here == "id" else (await self._fields(kind, row))[link.here]
         defaults = _defaults(target, link, value)
         asked.allow({"POST", *READING} if defaults else READING)
         if asked.method == "POST" and target.create is not None:
@@ -195,10 +200,19 @@ class Api:
     async def _list(
         self, asked: _Asked, kind: Kind[Any], wish: Wish, url: str, *, defaults: Mapping[str, object] | None = None
     ) -> web.Response:
-        rows, page = await listing.select(self._service, kind, wish, listing.parse_page(asked.query))
-        data = await resources.show(self._service, asked.view, kind, rows)
-        shown = listing.paged(kind.schema, url, data, page, asked.query)
-        return answers.respond(asked.base, HTTPStatus.OK, {**shown, "createDefaults": defaults or {}})
+        page = listing.parse_page(asked.query)
+        is_long = page.limit > listing.BESIDE
+        async with self._long_lists if is_long else nullcontext():
+            rows, page = await listing.select(self._service, kind, wish, page)
+            data = await resources.show(self._service, asked.view, kind, rows)
+            shown = {**listing.paged(kind.schema, url, data, page, asked.query), "createDefaults": defaults or {}}
+            written = await self._service.runner.in_thread(answers.write_list, shown) if is_long else None
+        return answers.respond(asked.base, HTTPStatus.OK, shown, written=written)
+
+    async def _fields(self, kind: Kind[Any], row: Any) -> dict[str, Any]:
+        if kind.reads:
+            return await self._service.runner.in_thread(kind.show, self._service, row)
+        return kind.show(self._service, row)
 
     async def _show_made(self, asked: _Asked, made: Made) -> web.Response:
         (shown,) = await resources.show(self._service, asked.view, kinds.ALL[made.type], [made.row])

@@ -67,6 +67,13 @@ def write(shown: Mapping[str, Any]) -> bytes:
     return _ENCODER.encode(shown).encode()
 
 
+def write_list(shown: Mapping[str, Any]) -> bytes:
+    """Write a collection as JSON, for a thread: one row at a time, for the encoder keeps the GIL to its end."""
+    head = _ENCODER.encode({key: value for key, value in shown.items() if key != "data"})
+    rows = ",".join(map(_ENCODER.encode, shown["data"]))
+    return f'{head[:-1]},"data":[{rows}]}}'.encode()
+
+
 class Written:
     """The answers of single resources that were written last: what is the same again is not written again."""
 

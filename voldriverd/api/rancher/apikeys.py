@@ -14,7 +14,7 @@ from voldriverd.service import Service
 
 async def _find(service: Service, text: str) -> model.ApiKey:
     key_id = model.ApiKeyId(number(schemas.API_KEY, text))
-    key = service.store.api_key(key_id)
+    key = await service.runner.in_thread(service.store.api_key, key_id)
     if key is None:
         raise problems.not_found(f"there is no apiKey 1c{key_id}")
     return key

@@ -32,9 +32,10 @@ class Row:
     parent_id: model.BackupId | None
 
 
-def made(service: Service, backup: model.Backup) -> Made:
+async def made(service: Service, backup: model.Backup) -> Made:
     """Return a backup as an answer."""
-    return Made("backup", _rows(service, [backup])[0])
+    (row,) = await service.runner.in_thread(_rows, service, [backup])
+    return Made("backup", row)
 
 
 def wish(service: Service, fields: Mapping[str, Any]) -> dict[str, Any]:
@@ -49,9 +50,9 @@ def wish(service: Service, fields: Mapping[str, Any]) -> dict[str, Any]:
     return {"target_id": target_id, "name": name or None, "description": fields.get("description") or None}
 
 
-def restorable(service: Service, backup_id: int, what: str, *, field: str = "backupId") -> model.Backup:
+async def restorable(service: Service, backup_id: int, what: str, *, field: str = "backupId") -> model.Backup:
     """Return a backup that can be restored. Raises Problem (InvalidReference)."""
-    backup = service.store.backup(model.BackupId(backup_id))
+    backup = await service.runner.in_thread(service.store.backup, model.BackupId(backup_id))
     if backup is None or backup.state is not BackupState.CREATED:
         fault = "does not exist" if backup is None else f"is {backup.state.value}"
         raise problems.invalid("InvalidReference", f"{what}: backup 1b{backup_id} {fault}", field=field)
@@ -69,10 +70,14 @@ def _rows(service: Service, backups: list[model.Backup]) -> list[Row]:
 
 async def _find(service: Service, text: str) -> Row:
     backup_id = model.BackupId(number(schemas.BACKUP, text))
-    backup = service.store.backup(backup_id)
-    if backup is None:
-        raise problems.not_found(f"there is no backup 1b{backup_id}")
-    return _rows(service, [backup])[0]
+
+    def find() -> list[Row]:
+        backup = service.store.backup(backup_id)
+        return [] if backup is None else _rows(service, [backup])
+
+    for row in await service.runner.in_thread(find):
+        return row
+    raise problems.not_found(f"there is no backup 1b{backup_id}")
 
 
 async def _select(service: Service, wish: Wish, offset: int, limit: int) -> list[Row]:
@@ -140,7 +145,7 @@ async def _remove(service: Service, row: Row) -> Made:
     if "remove" not in _offered(service, row):
         raise Problem(HTTPStatus.METHOD_NOT_ALLOWED, await _refusal(service, row, "remove"))
     try:
-        return made(service, await service.backups.remove(row.backup.id))
+        return await made(service, await service.backups.remove(row.backup.id))
     except NotFound as err:  # it went while we waited
         raise Problem(HTTPStatus.METHOD_NOT_ALLOWED, str(err)) from err
 
@@ -150,14 +155,14 @@ async def _remove_action(service: Service, row: Row, _given: Body) -> Made:
 
 
 async def _cancel(service: Service, row: Row, _given: Body) -> Made:
-    return made(service, await service.backups.cancel(row.backup.id))
+    return await made(service, await service.backups.cancel(row.backup.id))
 
 
 async def _verify(service: Service, row: Row, given: Body) -> Made:
     """Begin it, and answer that it goes on: who looks again learns what has come of it, however soon that was."""
     fields = body.parse_creation(schemas.ALL["backupVerifyInput"], given)
     backup = await service.backups.verify(row.backup.id, sample=_sample(fields.get("sample")), answer_s=0.0)
-    return replace(made(service, backup), status=HTTPStatus.ACCEPTED)
+    return replace(await made(service, backup), status=HTTPStatus.ACCEPTED)
 
 
 def _sample(text: str | None) -> float:

@@ -18,13 +18,13 @@ _BACKUP: Final = "backup:"
 
 async def create(service: Service, given: Body) -> Made:
     """Make a volume of a body."""
-    fields = body.parse_creation(schemas.VOLUME, _with_driver(service, given))
+    fields = body.parse_creation(schemas.VOLUME, await _with_driver(service, given))
     name = names.volume_name(fields["name"])
     options = fields.get("driverOpts") or {}
     parsed = _parse_options(fields, options)
     if isinstance(parsed.source, names.BackupSource):
         backup_id = ids.parse(schemas.BACKUP, parsed.source.id)
-        backups.restorable(service, backup_id or 0, f"cannot create volume {name}", field="driverOpts")
+        await backups.restorable(service, backup_id or 0, f"cannot create volume {name}", field="driverOpts")
     request = creation.Request(name, parsed, options, fields.get("description") or None, must_be_new=True)
     return await make(service, request)
 
@@ -35,7 +35,7 @@ async def make(service: Service, request: creation.Request) -> Made:
     return Made("volume", volume, HTTPStatus.CREATED)
 
 
-def _with_driver(service: Service, given: Body) -> Body:
+async def _with_driver(service: Service, given: Body) -> Body:
     """Fill in the driver of a creation whose options say which it is: by its name, its pool or its source.
 
     A pool or source that does not exist is refused later, by the engine's own words.
@@ -47,17 +47,18 @@ def _with_driver(service: Service, given: Body) -> Body:
         return {**given, "driver": options["driver"]}
     found = [pool.row.driver for pool in service.engine.pools if pool.row.name == options.get("pool")]
     if not found and isinstance(options.get("from"), str):
-        found = _drivers_of(service, options["from"])
+        found = await _drivers_of(service, options["from"])
     is_named = bool({"pool", "from"} & options.keys())
     return {**given, "driver": (found or [service.engine.pools.default_driver])[0]} if is_named else given
 
 
-def _drivers_of(service: Service, text: str) -> list[str]:
+async def _drivers_of(service: Service, text: str) -> list[str]:
     """Return the driver that a source implies: that of the volume, or the one a backup was made from if it is here."""
     if not text.startswith(_BACKUP):
         source = service.store.volume_named(text.partition("@")[0])
         return [] if source is None else [source.driver]
-    backup = service.store.backup(model.BackupId(ids.parse(schemas.BACKUP, text.removeprefix(_BACKUP)) or 0))
+    backup_id = model.BackupId(ids.parse(schemas.BACKUP, text.removeprefix(_BACKUP)) or 0)
+    backup = await service.runner.in_thread(service.store.backup, backup_id)
     return [pool.row.driver for pool in service.engine.pools if backup is not None and pool.row.driver == backup.driver]
 
 

@@ -70,6 +70,8 @@ class Kind(Generic[R]):
     create: Callable[[Service, Body], Awaitable[Made]] | None = None
     update: Callable[[Service, R, Body], Awaitable[Made]] | None = None
     remove: Callable[[Service, R], Awaitable[Made]] | None = None
+    reads: bool = False
+    """Whether `show` reads the database, and so blocks."""
     why_fixed: str | None = None
     """Why it cannot be created, changed or removed here."""
     actions: Mapping[str, Callable[[Service, R, Body], Awaitable[Made]]] = field(default_factory=dict)

@@ -76,9 +76,11 @@ def _show_host(service: Service, _host: _Host) -> dict[str, Any]:
         "description": None,
         "hostname": socket.gethostname(),
         "kind": "host",
+        "longestStallMs": round(service.stalls.longest_s * 1e3),
         "mountedCount": sum(bool(service.store.mounts(volume.id)) for volume in live),
         "root": str(service.engine.root),
         "snapshotCount": sum(service.store.snapshot_summary(volume.id).count for volume in live),
+        "stallMs": round(service.stalls.recent_s() * 1e3),
         "targetCount": len(service.store.targets()),
         "trashCount": len(volumes) - len(live),
         "uuid": None,
@@ -100,6 +102,7 @@ MOUNTS: Final = Kind(
 
 HOSTS: Final = Kind(
     schema=schemas.HOST,
+    reads=True,
     find=_find_host,
     rows=_hosts,
     show=_show_host,

@@ -50,7 +50,10 @@ async def show(service: Service, view: View, kind: Kind[Any], rows: Sequence[Any
     """
     if kind.refresh is not None:
         await kind.refresh(service, list(rows))
-    shown = [_show(service, view, kind, row) for row in rows]
+    if kind.reads or len(rows) > listing.BESIDE:
+        shown = await service.runner.in_thread(_show_all, service, view, kind, rows)
+    else:
+        shown = _show_all(service, view, kind, rows)
     if view.includes:
         await _include(service, view, kind, shown)
     return shown
@@ -93,6 +96,10 @@ def below(link: Link, value: Any, wish: Wish | None = None) -> Wish:
     if wish is None:
         return Wish((condition,))
     return Wish((condition, *wish.conditions), wish.sort, wish.is_descending, shows_removed=wish.shows_removed)
+
+
+def _show_all(service: Service, view: View, kind: Kind[Any], rows: Sequence[Any]) -> list[dict[str, Any]]:
+    return [_show(service, view, kind, row) for row in rows]
 
 
 def _show(service: Service, view: View, kind: Kind[Any], row: Any) -> dict[str, Any]:

@@ -14,19 +14,19 @@ from voldriverd.service import API_ANSWER_S, Service
 async def back_up(service: Service, volume: model.Volume, given: Body) -> Made:
     """Back up a volume as it is now; the answer is the backup."""
     wish = backups.wish(service, body.parse_creation(schemas.ALL["volumeBackupInput"], given))
-    return backups.made(service, await service.backups.create_of_volume(volume.id, **wish))
+    return await backups.made(service, await service.backups.create_of_volume(volume.id, **wish))
 
 
 async def restore(service: Service, volume: model.Volume, given: Body) -> Made:
     """Give a volume the content of a backup, of whatever volume."""
     fields = body.parse_creation(schemas.ALL["restoreFromBackupInput"], given)
-    backup = backups.restorable(service, fields["backupId"], f"cannot restore volume {volume.name}")
+    backup = await backups.restorable(service, fields["backupId"], f"cannot restore volume {volume.name}")
     try:
         restored, kept = await service.restores.restore(
             volume.id, backup.id, answer_s=API_ANSWER_S, allow_holes=bool(fields.get("allowHoles"))
         )
     except NotFound as err:
-        present = service.store.backup(backup.id)
+        present = await service.runner.in_thread(service.store.backup, backup.id)
         if present is not None and present.state is BackupState.CREATED:
             raise  # not the backup has gone while we waited, but the volume
         raise problems.invalid("InvalidReference", str(err), field="backupId") from err

@@ -266,6 +266,10 @@ HOST: Final = Schema(
         "trashCount": _own("int", "volumes in the trash", nullable=False),
         "targetCount": _own("int", "places where backups go", nullable=False),
         "backupCount": _own("int", "backups that are known here", nullable=False),
+        "stallMs": _own(
+            "int", "the longest stall of the event loop in the last minute, in milliseconds", nullable=False
+        ),
+        "longestStallMs": _own("int", "the same since the daemon's start", nullable=False),
     },
 )
 

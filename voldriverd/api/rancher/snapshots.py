@@ -38,7 +38,7 @@ def _check_expiry(service: Service, expires_at: datetime | None) -> None:
 
 async def _find(service: Service, text: str) -> model.Snapshot:
     snapshot_id = model.SnapshotId(number(schemas.SNAPSHOT, text))
-    snapshot = service.store.snapshot(snapshot_id)
+    snapshot = await service.runner.in_thread(service.store.snapshot, snapshot_id)
     if snapshot is None:
         fault = service.runner.fault(f"1s{snapshot_id}")
         raise problems.not_found(f"there is no snapshot 1s{snapshot_id}" + (f": {fault}" if fault else ""))
@@ -144,8 +144,8 @@ async def _backup(service: Service, snapshot: model.Snapshot, given: Body) -> Ma
     wish = backups.wish(service, body.parse_creation(schemas.ALL["snapshotBackupInput"], given))
     backup = await service.backups.create(snapshot.id, **wish)
     if wish["target_id"] is not None:
-        return backups.made(service, backup)
-    return Made("snapshot", service.snapshot_row(snapshot.id))
+        return await backups.made(service, backup)
+    return Made("snapshot", await service.read_snapshot(snapshot.id))
 
 
 async def _difference(
@@ -161,7 +161,9 @@ async def _difference(
 
 async def _other(service: Service, snapshot: model.Snapshot, text: str) -> model.Snapshot:
     found = ids.parse(schemas.SNAPSHOT, text)
-    other = None if found is None else service.store.snapshot(model.SnapshotId(found))
+    other = None
+    if found is not None:
+        other = await service.runner.in_thread(service.store.snapshot, model.SnapshotId(found))
     if other is None:
         raise problems.invalid("InvalidReference", f"there is no snapshot {text[:60]!r}", field="to")
     if other.volume_id != snapshot.volume_id:
@@ -190,6 +192,7 @@ KIND: Final = Kind(
     identify=_identify,
     offered=_offered,
     refusal=_refusal,
+    reads=True,
     create=_create,
     update=_update,
     remove=_remove,

@@ -34,7 +34,9 @@ def chosen(service: Service, target_id: int | None) -> model.TargetId | None:
 
 async def _find(service: Service, text: str) -> model.Target:
     target_id = model.TargetId(number(schemas.BACKUP_TARGET, text))
-    target = service.store.target(target_id) or service.store.ended_target(target_id)
+    target = service.store.target(target_id)
+    if target is None:
+        target = await service.runner.in_thread(service.store.ended_target, target_id)
     if target is None:
         raise problems.not_found(f"there is no backupTarget 1bt{target_id}")
     return target

@@ -33,7 +33,9 @@ _SNAPSHOT_OF: Final = "snapshotId"
 
 async def _find(service: Service, text: str) -> model.Volume:
     volume_id = model.VolumeId(number(schemas.VOLUME, text))
-    volume = service.store.volume(volume_id) or service.store.ended_volume(volume_id)
+    volume = service.store.volume(volume_id)
+    if volume is None:
+        volume = await service.runner.in_thread(service.store.ended_volume, volume_id)
     if volume is None:
         fault = service.runner.fault(f"1v{volume_id}")
         raise problems.not_found(f"there is no volume 1v{volume_id}" + (f": {fault}" if fault else ""))
@@ -162,11 +164,11 @@ async def _snapshot(service: Service, volume: model.Volume, given: Body) -> Made
 
 async def _revert(service: Service, volume: model.Volume, given: Body) -> Made:
     fields = body.parse_creation(schemas.ALL["revertToSnapshotInput"], given)
-    snapshot = _own_snapshot(service, volume, fields[_SNAPSHOT_OF], f"cannot revert volume {volume.name}")
+    snapshot = await _own_snapshot(service, volume, fields[_SNAPSHOT_OF], f"cannot revert volume {volume.name}")
     try:
         reverted, kept = await service.revert(volume.id, snapshot.id, answer_s=API_ANSWER_S)
     except NotFound as err:
-        if service.snapshot_row(snapshot.id).state is model.SnapshotState.CREATED:
+        if (await service.read_snapshot(snapshot.id)).state is model.SnapshotState.CREATED:
             raise  # not the snapshot has gone while we waited, but the volume
         raise problems.invalid("InvalidReference", str(err), field=_SNAPSHOT_OF) from err
     return _answered(reverted, extra={"displacedSnapshotId": ids.show(schemas.SNAPSHOT, kept.id)})
@@ -200,9 +202,9 @@ async def _clone(service: Service, volume: model.Volume, given: Body) -> Made:
     name, size = names.volume_name(fields["name"]), fields.get("size")
     snapshot_name = None
     if fields.get(_SNAPSHOT_OF) is not None:
-        snapshot = _own_snapshot(service, volume, fields[_SNAPSHOT_OF], f"cannot clone volume {volume.name}")
+        snapshot = await _own_snapshot(service, volume, fields[_SNAPSHOT_OF], f"cannot clone volume {volume.name}")
         snapshot_name = snapshot.shown_name
-        named = service.store.snapshot_named(volume.id, snapshot_name)
+        named = await service.runner.in_thread(service.store.snapshot_named, volume.id, snapshot_name)
         if named is not None and named.id != snapshot.id:  # `from` would mean the other one
             message = f"cannot clone volume {volume.name}: snapshot 1s{named.id} bears the name {snapshot_name}"
             raise problems.invalid("InvalidReference", message, field=_SNAPSHOT_OF)
@@ -218,9 +220,9 @@ async def _resize(service: Service, volume: model.Volume, given: Body) -> Made:
     return _answered(await service.resize(volume.id, names.size(fields["size"]), answer_s=API_ANSWER_S))
 
 
-def _own_snapshot(service: Service, volume: model.Volume, snapshot_id: int, what: str) -> model.Snapshot:
+async def _own_snapshot(service: Service, volume: model.Volume, snapshot_id: int, what: str) -> model.Snapshot:
     """Return a snapshot that can be gone back to or cloned. Raises Problem (InvalidReference)."""
-    snapshot = service.store.snapshot(model.SnapshotId(snapshot_id))
+    snapshot = await service.runner.in_thread(service.store.snapshot, model.SnapshotId(snapshot_id))
     fault = None
     if snapshot is None:
         fault = "does not exist"

@@ -41,6 +41,8 @@ STOP_S: Final = 4.0
 """How long verbs that run may take to end after SIGTERM; what is left is ended by recovery."""
 KEEPALIVE_S: Final = 86_400.0
 """dockerd keeps idle connections for ever; closing one at the instant it writes would cost it a retry."""
+DESCRIPTORS_SHARE: Final = 4
+"""A unix socket may have this part of our descriptors: half is left for verbs, whoever connects."""
 _UNPACKING: Final = {StreamFormat.BTRFS: "btrfs", StreamFormat.BLOCKS: "loop", StreamFormat.TAR: "directory"}
 """Whose stream it is."""
 
@@ -195,7 +197,7 @@ async def _serve(config: configuration.Config, engine: Engine, certificate: ssl.
         (config.docker_socket, "docker", audit.Audited(docker.Plugin(verbs), is_change=docker.is_change)),
     )
     stops: list[Callable[[], Awaitable[None]]] = []
-    bound = []
+    bound: list[Path] = []
     try:
         if config.api_listen is not None:
             stops.append(await _open_gate(config.api_listen, verbs, api, certificate))
@@ -204,11 +206,10 @@ async def _serve(config: configuration.Config, engine: Engine, certificate: ssl.
             bound.append(path)
         upkeep.start()
         await verbs.resume()
-        _say_ready(config, engine)
+        await verbs.runner.in_thread(_say_ready, config, engine)
         await ended.wait()
     finally:
-        for path in reversed(bound):
-            path.unlink(missing_ok=True)  # a dead socket costs every docker command 15 s
+        _withdraw(bound)
         api.close()
         await asyncio.gather(*(stop() for stop in stops))
         await upkeep.stop()
@@ -241,11 +242,24 @@ async def _open_gate(
 
 async def _listen(path: Path, group: str, site: middleware.Site) -> web.ServerRunner:
     listener = sockets.bind(path, group=group)
-    server = middleware.Server(site, keepalive_timeout=KEEPALIVE_S, access_log=None, max_line_size=middleware.LINE_MAX)
+    descriptors, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    server = middleware.Server(
+        site,
+        connections_max=min(middleware.CONNECTIONS_MAX, descriptors // DESCRIPTORS_SHARE),
+        keepalive_timeout=KEEPALIVE_S,
+        access_log=None,
+        max_line_size=middleware.LINE_MAX,
+    )
     runner = web.ServerRunner(server, shutdown_timeout=STOP_S)
     await runner.setup()
     await web.SockSite(runner, listener, backlog=sockets.BACKLOG).start()  # or it would listen again, for fewer
     return runner
+
+
+def _withdraw(bound: list[Path]) -> None:
+    """Remove our sockets: a dead one costs every docker command 15 s."""
+    for path in reversed(bound):
+        path.unlink(missing_ok=True)
 
 
 def _say_ready(config: configuration.Config, engine: Engine) -> None:

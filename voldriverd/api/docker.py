@@ -6,6 +6,7 @@ memory: one failed `Get` makes dockerd forget a volume and then delete it under 
 Content types are ignored. With `--log-level debug` every call is a line of the log.
 """
 
+import asyncio
 import contextlib
 import json
 import logging
@@ -27,6 +28,8 @@ _log = logging.getLogger(__name__)
 CONTENT_TYPE: Final = "application/vnd.docker.plugins.v1.2+json"
 HOLDERS_MAX: Final = 20
 """How many holders `docker volume inspect` names; a volume that hundreds share stays readable."""
+BODY_S: Final = 30.0
+"""How long a body may take to come."""
 WRITTEN_MAX: Final = 4_096
 """How many answers to `Get` are kept as bytes: some 2 MiB, and a third of the time of an answer."""
 
@@ -240,7 +243,11 @@ async def _body(request: web.BaseRequest) -> _Body:
         assert request.transport is not None, "nothing was awaited yet"
         request.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
     try:
-        raw = await request.read()
+        raw = await _received(request)
+    except TimeoutError as err:
+        if request.path == _GET:
+            raise _HangUp from err
+        raise _Refused(f"cannot wait for the body any longer than {BODY_S:.0f} s", status=408) from err
     except web.HTTPRequestEntityTooLarge as err:
         raise _Refused("the request is larger than any volume needs", status=413) from err
     if not raw.strip():
@@ -256,6 +263,14 @@ async def _body(request: web.BaseRequest) -> _Body:
     if not isinstance(body, dict):
         raise _Refused(f"the body is not a JSON object but {type(body).__name__}")
     return body
+
+
+async def _received(request: web.BaseRequest) -> bytes:
+    """Return the body, which mostly has come together with the head. Raises TimeoutError."""
+    if request.content.is_eof():
+        return await request.read()
+    async with asyncio.timeout(BODY_S):
+        return await request.read()
 
 
 def _text(body: _Body, name: str) -> str:

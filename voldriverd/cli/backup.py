@@ -93,7 +93,7 @@ def remove(session: Session, *, ids: tuple[str, ...]) -> None:
 @click.argument("texts", metavar="ID|VOLUME...", nargs=-1, required=True, type=BackupId())
 @click.pass_obj
 def cancel(session: Session, *, texts: tuple[str, ...]) -> None:
-    """End backups that are being made or verified, or the restore of volumes."""
+    """End backups that are being made, or the restore of volumes."""
 
     def work(text: str) -> Resource:
         return session.act(session.backup(text) if is_backup_id(text) else session.volume(text), "cancel")
@@ -111,13 +111,14 @@ def verify(session: Session, *, ids: tuple[str, ...], sample: str | None) -> Non
 
     def work(text: str) -> Resource:
         backup = session.act(session.backup(text), "verify", **fields)
-        with progress.going_on(f"voldriver backup cancel {backup['id']}"), progress.bar() as follow:
+        with progress.going_on(), progress.bar() as follow:
             try:
                 return session.finish(backup, no_wait=False, follow=follow)
             except Unusable as err:
                 raise Unusable(f"backup {backup['id']}: {err}") from err
 
-    session.each(ids, work, lambda backup: click.echo(f"{backup['id']} is whole"))
+    what = "is whole" if sample is None else "is right as far as it was read"
+    session.each(ids, work, lambda backup: click.echo(f"{backup['id']} {what}"))
 
 
 @group.command("restore")

@@ -31,10 +31,10 @@ def bar() -> Iterator[Callable[[Resource], None]]:
 
 
 @contextmanager
-def going_on(cancel: str) -> Iterator[None]:
-    """Say after Ctrl-C that the work goes on in the daemon, and what ends it; the exit status is then 130."""
+def going_on(cancel: str | None = None) -> Iterator[None]:
+    """Say after Ctrl-C that the work goes on in the daemon, and what ends it, if anything; exit status 130."""
     try:
         yield
     except KeyboardInterrupt as err:
-        show.note(f"the daemon goes on with it; to end it: {cancel}")
+        show.note("the daemon goes on with it" + (f"; to end it: {cancel}" if cancel else ""))
         raise click.exceptions.Exit(130) from err

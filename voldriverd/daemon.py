@@ -1,11 +1,13 @@
 """Puts the parts together, starts them in order and stops them in the reverse one.
 
 Start: the lock of the root, the database, the pools, recovery; then the sockets, the plugin's last.
+Sockets that a service manager holds for us are served, and left to it.
 Stop: the sockets, the verbs that run, the catalogue copies, the database. Mounts stay: containers
 go on, and the next start finds them. This is the only importer of `drivers`.
 """
 
 import asyncio
+import faulthandler
 import fcntl
 import functools
 import logging
@@ -13,8 +15,8 @@ import os
 import resource
 import shutil
 import signal
+import socket
 import ssl
-import sys
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import fields
@@ -25,7 +27,7 @@ from aiohttp import web
 
 import drivers
 from voldriverd import config as configuration
-from voldriverd import embedded, model, service, sockets, store, worker
+from voldriverd import embedded, greeting, model, service, sockets, store, supervisor, worker
 from voldriverd.api import auth, docker, middleware, rancher, tcp, tls
 from voldriverd.api.auth import audit
 from voldriverd.driver import Driver, StreamFormat
@@ -41,6 +43,7 @@ STOP_S: Final = 4.0
 """How long verbs that run may take to end after SIGTERM; what is left is ended by recovery."""
 KEEPALIVE_S: Final = 86_400.0
 """dockerd keeps idle connections for ever; closing one at the instant it writes would cost it a retry."""
+BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
 DESCRIPTORS_SHARE: Final = 4
 """A unix socket may have this part of our descriptors: half is left for verbs, whoever connects."""
 _UNPACKING: Final = {StreamFormat.BTRFS: "btrfs", StreamFormat.BLOCKS: "loop", StreamFormat.TAR: "directory"}
@@ -49,6 +52,8 @@ _UNPACKING: Final = {StreamFormat.BTRFS: "btrfs", StreamFormat.BLOCKS: "loop", S
 
 def serve(config: configuration.Config) -> None:
     """Serve until SIGTERM or SIGINT. Raises the errors of configuration, certificate, database and sockets."""
+    manager = supervisor.Supervisor.found({"plugin": config.docker_socket, "api": config.api_socket})
+    faulthandler.enable()  # a watchdog's SIGABRT shows in the log where each thread stood
     os.umask(0o022)  # modes of trees are what they are made with, whoever started us
     logging.getLogger(audit.LOGGER).setLevel(logging.INFO)  # whatever the level of the rest
     _, descriptors_max = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -56,11 +61,12 @@ def serve(config: configuration.Config) -> None:
     certificate = tls.context(config.tls_cert, config.tls_key) if config.tls_cert and config.tls_key else None
     with ExitStack() as stack:
         stack.enter_context(_lock(config.root))
+        manager.tell("STATUS=Opening the pools")
         engine = build(config)
         stack.callback(engine.store.close)
         recovery.recover(engine)
         targets.configure(engine)
-        if not asyncio.run(_serve(config, engine, certificate)):
+        if not asyncio.run(manager.run(_serve(config, engine, certificate, manager))):
             _log.warning("verb=stop result=verbs still ran; recovery ends them at the next start")
             logging.shutdown()
             os._exit(0)  # threads in the kernel would be waited for without end
@@ -73,7 +79,7 @@ def build(config: configuration.Config) -> Engine:
         directory.mkdir(mode, parents=True, exist_ok=True)
         directory.chmod(mode)
     database = store.Store(config.root)
-    boot_id = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    boot_id = BOOT_ID.read_text().strip()
     limits = Limits(config.trash_retention_s, config.reserve)
     specs = _configured(config) if config.pools else _embedded(config, is_known=bool(database.pools()))
     opened = pools.Pools(database, specs, default_driver=config.default_driver)
@@ -184,7 +190,12 @@ def _release_image(root: Path) -> Iterator[str]:
         yield f"the embedded image: {err}"
 
 
-async def _serve(config: configuration.Config, engine: Engine, certificate: ssl.SSLContext | None) -> bool:
+async def _serve(
+    config: configuration.Config,
+    engine: Engine,
+    certificate: ssl.SSLContext | None,
+    manager: supervisor.Supervisor,
+) -> bool:
     ended = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -193,21 +204,24 @@ async def _serve(config: configuration.Config, engine: Engine, certificate: ssl.
     upkeep = worker.Worker(verbs, reconcile_interval_s=config.reconcile_interval_s)
     api = rancher.Api(verbs)
     sites = (
-        (config.api_socket, "voldriver", auth.Door(api, auth.by_peer)),
-        (config.docker_socket, "docker", audit.Audited(docker.Plugin(verbs), is_change=docker.is_change)),
+        ("api", config.api_socket, "voldriver", auth.Door(api, auth.by_peer)),
+        ("plugin", config.docker_socket, "docker", audit.Audited(docker.Plugin(verbs), is_change=docker.is_change)),
     )
     stops: list[Callable[[], Awaitable[None]]] = []
     bound: list[Path] = []
     try:
         if config.api_listen is not None:
             stops.append(await _open_gate(config.api_listen, verbs, api, certificate))
-        for path, group, site in sites:
-            stops.append((await _listen(path, group, site)).cleanup)
-            bound.append(path)
+        for name, path, group, site in sites:
+            held = manager.take(name)
+            stops.append((await _listen(held or sockets.bind(path, group=group), site)).cleanup)
+            bound += [] if held else [path]
         upkeep.start()
         await verbs.resume()
         await verbs.runner.in_thread(_say_ready, config, engine)
+        manager.tell("READY=1", f"STATUS=Serving {config.docker_socket} and {config.api_socket}")
         await ended.wait()
+        manager.tell("STOPPING=1", "STATUS=Ending the verbs that run")
     finally:
         _withdraw(bound)
         api.close()
@@ -240,8 +254,7 @@ async def _open_gate(
     return stop
 
 
-async def _listen(path: Path, group: str, site: middleware.Site) -> web.ServerRunner:
-    listener = sockets.bind(path, group=group)
+async def _listen(listener: socket.socket, site: middleware.Site) -> web.ServerRunner:
     descriptors, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     server = middleware.Server(
         site,
@@ -269,23 +282,7 @@ def _say_ready(config: configuration.Config, engine: Engine) -> None:
         _log.info("pool=%s driver=%s path=%s state=%s", pool.row.name, pool.row.driver, pool.row.path, state)
     places = f"plugin={config.docker_socket} api={config.api_socket} listen={config.api_listen or 'off'}"
     _log.info("verb=start volumes=%d %s result=ok", len(live), places)
-    if "INVOCATION_ID" not in os.environ:  # a service manager's log needs no lesson (systemd.exec(5))
-        sys.stderr.write(_hints(config))
-
-
-def _hints(config: configuration.Config) -> str:
-    """Return what to type next, so that it works from where the daemon was started."""
-    client = "voldriver" if shutil.which("voldriver") else str(Path(sys.argv[0]).with_name("voldriver"))
-    if config.api_socket != configuration.Config().api_socket:
-        client += f" --socket {config.api_socket}"
-    lines = [f"{client} volume create first", f"{client} snapshot create first before", f"{client} volume ls"]
-    if config.docker_socket.parent == configuration.PLUGIN_SOCKET.parent:
-        driver = config.docker_socket.stem
-        lines[0] = f"docker volume create -d {driver} first"
-        lines.insert(1, "docker run --rm -v first:/data busybox touch /data/hello")
-    typed = "".join(f"    {line}\n" for line in lines)
-    head, foot = "voldriverd is serving. In another shell:", "Ctrl-C ends it; volumes, and what is mounted, stay."
-    return f"\n{head}\n\n{typed}\n{foot}\n\n"
+    greeting.show(config)
 
 
 @contextmanager

@@ -50,6 +50,18 @@ def bind(path: Path, *, group: str) -> socket.socket:
     return listener
 
 
+def check(listener: socket.socket, name: str, path: Path | None) -> None:
+    """Check that a socket that somebody has opened for us listens where it is wanted. Raises Unusable, OSError."""
+    if path is None:
+        raise Unusable(f"cannot use socket {name} of the service manager: nothing is served under that name")
+    is_listening = listener.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+    if (listener.family, listener.type) != (socket.AF_UNIX, socket.SOCK_STREAM) or not is_listening:
+        raise Unusable(f"cannot use socket {name} of the service manager: no stream socket that listens on a path")
+    place = os.fsdecode(listener.getsockname())
+    if os.path.realpath(place) != os.path.realpath(path):
+        raise Unusable(f"cannot use socket {name} of the service manager: it is {place}, and {path} is configured")
+
+
 def bind_tcp(host: str, port: int) -> list[socket.socket]:
     """Return listening sockets on an IP address, or on both loopback addresses for `localhost`.
 

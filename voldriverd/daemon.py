@@ -46,7 +46,6 @@ KEEPALIVE_S: Final = 86_400.0
 BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
 DESCRIPTORS_SHARE: Final = 4
 """A unix socket may have this part of our descriptors: half is left for verbs, whoever connects."""
-BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
 _UNPACKING: Final = {StreamFormat.BTRFS: "btrfs", StreamFormat.BLOCKS: "loop", StreamFormat.TAR: "directory"}
 """Whose stream it is."""
 

@@ -572,10 +572,10 @@ def test_a_target_that_does_not_answer_is_refused_and_not_made_later(
     opened = threading.Event()
     open_repository = Repository.open
 
-    def slow(*arguments: Any, cancelled: threading.Event | None = None) -> Repository:
+    def slow(*arguments: Any, cancelled: threading.Event | None = None, **options: Any) -> Repository:
         opened.wait(PATIENCE_S)
         del cancelled
-        return open_repository(*arguments)
+        return open_repository(*arguments, **options)
 
     monkeypatch.setattr(Repository, "open", slow)
     monkeypatch.setattr(service_backups, "LOOK_S", 0.05)

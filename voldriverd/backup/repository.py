@@ -13,6 +13,7 @@ from voldriverd.backup import objects, sealing, volumes, writing
 from voldriverd.backup.bucket import BucketStore
 from voldriverd.backup.directory import DirectoryStore
 from voldriverd.backup.faults import Damage, Damaged, Fault, Kind
+from voldriverd.backup.keys import Keys
 from voldriverd.backup.manifest import Manifest
 from voldriverd.backup.objects import Limits, Missing, Place, Store
 from voldriverd.backup.pruning import Pruned, Pruning
@@ -49,8 +50,15 @@ class Repository:
         self._folders: dict[str, volumes.Folder] = {}
 
     @classmethod
-    def open(cls, place: Place, passphrase: Secret | None, *, cancelled: threading.Event | None = None) -> "Repository":
-        """Open what lies at a place, and make a repository there if nothing does.
+    def open(
+        cls,
+        place: Place,
+        passphrase: Secret | None,
+        *,
+        keys: Keys | None = None,
+        cancelled: threading.Event | None = None,
+    ) -> "Repository":
+        """Open what lies at a place, and make a repository there if nothing does; `keys` make it quick the next time.
 
         Takes seconds at most, also where nobody answers. Raises Fault: also for a passphrase that is wrong, missing
         or one too many (PASSPHRASE), for what a newer version wrote (FORMAT), and for a place where something else
@@ -59,7 +67,7 @@ class Repository:
         event = threading.Event() if cancelled is None else cancelled
         with closing(connect(place, objects.OPENING, event)) as store:
             header = _header(store, place, passphrase)
-        master = _master(header, place, passphrase)
+        master = _master(header, place, passphrase, keys or Keys())
         retries = Retries(objects.WORKING.give_up_s, event)
         return cls(connect(place, objects.WORKING, event), retries, header, master)
 
@@ -245,7 +253,7 @@ def _is_part_of_header(name: str) -> bool:
     return name.startswith(f".{HEADER}.")
 
 
-def _master(header: sealing.Header, place: Place, passphrase: Secret | None) -> bytes | None:
+def _master(header: sealing.Header, place: Place, passphrase: Secret | None, keys: Keys) -> bytes | None:
     if header.encryption is None and passphrase is None:
         return None
     cause = "the passphrase is wrong"
@@ -255,7 +263,7 @@ def _master(header: sealing.Header, place: Place, passphrase: Secret | None) -> 
         cause = "it is encrypted, and no passphrase is given"
     else:
         try:
-            return sealing.unwrap(header, passphrase)
+            return keys.unwrap(header, passphrase)
         except sealing.WrongPassphrase:
             pass
     raise Fault(f"cannot use {place.url}: {cause}", kind=Kind.PASSPHRASE)

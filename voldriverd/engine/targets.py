@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Final
 
 from voldriverd import model, names
 from voldriverd.backup.faults import Cancelled, Fault, Kind
+from voldriverd.backup.keys import Keys
 from voldriverd.backup.objects import Place
 from voldriverd.backup.repository import Repository
 from voldriverd.engine import failures, trees
@@ -64,6 +65,8 @@ class Targets:
         self._specs = {spec.name: spec for spec in specs}
         self.default_name = default_name
         """The target of who asks for none; None: the only one, if there is one."""
+        self.keys = Keys()
+        """Of the repositories that were opened lately."""
         self._healths: dict[model.TargetId, tuple[Health, str | None]] = {}
         self._shares: defaultdict[model.TargetId, _Share] = defaultdict(_Share)
 
@@ -256,7 +259,7 @@ def _opened(engine: "Engine", target: model.Target, cancelled: threading.Event |
         url = stack.enter_context(_reachable(engine, target, what))
         place = Place(url, target.endpoint, target.region, access_key, secret_key)
         with failures.told_as(what):
-            repository = Repository.open(place, passphrase, cancelled=cancelled)
+            repository = Repository.open(place, passphrase, keys=engine.targets.keys, cancelled=cancelled)
         stack.callback(repository.close)
         yield repository
 

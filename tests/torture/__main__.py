@@ -5,6 +5,7 @@ What fails prints its seed; the same seed begins with the same choices, though t
 
 import argparse
 import functools
+import itertools
 import logging
 import platform
 import random
@@ -20,6 +21,8 @@ from tests.running import Running
 from tests.torture import backups, daemons, kills, machine
 from tests.torture.bench import KINDS, Bench, Places, daemon_config, places_in_memory
 from tests.torture.crowd import NAME, Crowd
+from tests.torture.outages import BATCH, INSTANTS, RECORDS, Outages
+from tests.torture.power import LAYOUTS
 from voldriverd.kernel import fs
 
 ROUNDS_MAX: Final = 1_000_000
@@ -73,6 +76,37 @@ def torture_backups(places: Places, *, seed: int, time_s: float) -> None:
     _say(f"backups: {disturbing.checked} restored and compared")
 
 
+def torture_power(places: Places, *, seed: int, time_s: float) -> None:
+    """The whole host loses power: copies of its disk at so many instants, or until the time is over."""
+    outages = Outages(places.base / "power", seed=seed)
+    _until(time_s, INSTANTS // BATCH, outages.instants)
+    _say(f"power: {outages.seen.acknowledged} verbs acknowledged; promises kept on {_counted(outages.seen.cuts)}")
+
+
+def torture_writes(places: Places, *, seed: int, time_s: float) -> None:
+    """And what the disk was not told to flush is lost: so many recorded lives, or until the time is over."""
+    outages = Outages(places.base / "writes", seed=seed)
+    runs = _until(time_s, RECORDS, outages.writes)
+    seen = outages.seen
+    _say(f"writes: {runs} records of {seen.acknowledged} acknowledged verbs and {seen.flushes} flushes")
+    _say(f"writes: promises kept after cuts: {_counted(seen.cuts)}")
+    _say(f"writes: of the blocks after the last flush {seen.kept} were kept and {seen.lost} lost")
+
+
+def _until(time_s: float, rounds: int, cut: Callable[[str, int], None]) -> int:
+    """Let hosts of all layouts in turn live and lose power so often, or until the time is over; return how many."""
+    end_s = time.monotonic() + time_s
+    for number, layout in zip(range(rounds), itertools.cycle(LAYOUTS), strict=False):
+        if time.monotonic() > end_s:
+            return number
+        cut(layout, BATCH)
+    return rounds
+
+
+def _counted(counts: Counter[str]) -> str:
+    return f"{counts.total()} ({', '.join(f'{name} {count}' for name, count in sorted(counts.items()))})"
+
+
 def _spread(times_s: list[float]) -> str:
     return f"{statistics.median(times_s) * 1e3:.0f} ms, {max(times_s) * 1e3:.0f} at most"
 
@@ -83,6 +117,8 @@ FORMS: Final[dict[str, Callable[..., None]]] = {
     "daemon": torture_daemon,
     "crowd": torture_crowd,
     "backups": torture_backups,
+    "power": torture_power,
+    "writes": torture_writes,
 }
 
 

@@ -22,7 +22,7 @@ from typing import Any, Final
 from tests.running import Answer, Running
 from tests.scratch import loops_under
 from tests.torture.kills import State, Verb
-from voldriverd.kernel import mount
+from voldriverd.kernel import fs, mount
 
 DRIVERS: Final = ("btrfs", "loop", "directory")
 SIZES: Final = {"btrfs": "32", "loop": "32", "directory": ""}
@@ -68,15 +68,19 @@ class Client:
         """Run verbs until the daemon does not answer any more."""
         self.cut = None
         while not is_over.is_set():
-            verb = self._choose()
+            verb = self.choose()
             self.cut = verb
             try:
-                getattr(self, f"_{verb[0]}")(*verb[1:])
+                self.perform(verb)
             except (OSError, http.client.HTTPException):
                 return
             self.cut = None
-            self.state = self.state.after(verb)
             self.ended += 1
+
+    def perform(self, verb: Verb) -> None:
+        """Run a verb, and know from then on what it has changed."""
+        getattr(self, f"_{verb[0]}")(*verb[1:])
+        self.state = self.state.after(verb)
 
     def check(self) -> None:
         """See that the daemon shows what this client knows; learn whether the verb that was cut off has happened."""
@@ -96,7 +100,8 @@ class Client:
                 assert self._read("probe") == content
                 self._plugin("Remove", Name="probe")
 
-    def _choose(self) -> Verb:
+    def choose(self) -> Verb:
+        """Return a verb that can be run next."""
         name, snapshot = self._random.choice(self._names), self._random.choice(("one", "two"))
         shelf = self.state.live.get(name)
         if shelf is None:
@@ -121,8 +126,7 @@ class Client:
 
     def _write(self, name: str, content: str) -> None:
         place = Path(self._plugin("Mount", Name=name, ID="client")["Mountpoint"])
-        (place / ".new").write_text(content)
-        (place / ".new").rename(place / "file")
+        fs.write_durably(place / "file", content.encode())
         self._plugin("Unmount", Name=name, ID="client")
 
     def _snapshot(self, name: str, snapshot: str) -> None:
@@ -177,9 +181,14 @@ class Client:
         volume_id = self._row(name)["id"]
         self._ask("POST", f"/v1/volumes/{volume_id}/?action={action}", fields)
         end_s = time.monotonic() + _SETTLE_S
-        while self._row(name)["transitioning"] == "yes":  # answered before its end, for the machine is busy
+        while self._is_going(volume_id):  # answered before its end, for the machine is busy
             assert time.monotonic() < end_s
             time.sleep(0.01)
+
+    def _is_going(self, volume_id: str) -> bool:
+        rows = [self._ask("GET", f"/v1/volumes/{volume_id}").body]
+        rows += self._ask("GET", f"/v1/snapshots?volumeId={volume_id}").body["data"]
+        return any(row["transitioning"] == "yes" for row in rows)
 
     def _plugin(self, method: str, **fields: object) -> Any:
         answer = self._daemon.plugin(f"VolumeDriver.{method}", **fields)

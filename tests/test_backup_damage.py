@@ -369,6 +369,27 @@ def test_a_link_is_not_followed_and_a_pipe_does_not_hold_us(near: Site) -> None:
         ]
 
 
+def test_a_folder_that_is_a_link_is_neither_read_nor_written_nor_emptied(near: Site, tmp_path: Path) -> None:
+    """Who has the target, as an NFS server has, says where its links lead: on this host."""
+    with near.open() as repository:
+        done = backups.write(repository, backups.stream(backups.data(PART_MAX)))
+        folder = (near.directory / chunks(near, done)[0]).parent.parent
+        outside = tmp_path / "outside"
+        folder.rename(outside)
+        folder.symlink_to(outside)
+        before = sorted(outside.rglob("*"))
+        assert all("too many levels of symbolic links" in damage.cause for damage in found(repository, done))
+        store = repository._folder(done.volume.uuid).store
+        for write in (store.put, store.create):
+            with pytest.raises(Fault, match="symbolic links"):
+                write(f"{folder.relative_to(near.directory)}/aa/new", b"content")
+        with pytest.raises(Fault, match="symbolic links"):
+            list(store.list(f"{folder.relative_to(near.directory)}/"))
+        with pytest.raises(Fault, match="symbolic links"):
+            store.delete([str(folder.relative_to(near.directory) / before[-1].relative_to(outside))])
+        assert sorted(outside.rglob("*")) == before
+
+
 def forge(repository: Repository, manifest: Manifest, change: dict[str, object]) -> None:
     """Put a manifest with other fields in the place of one, as somebody with the key would."""
     folder = repository._folder(manifest.volume.uuid)

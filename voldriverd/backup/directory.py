@@ -9,7 +9,8 @@ import functools
 import os
 import secrets
 import stat
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final, TypeVar
@@ -18,12 +19,14 @@ from voldriverd.backup import objects
 from voldriverd.backup.faults import Kind
 from voldriverd.backup.objects import Entry, Place
 from voldriverd.backup.retries import Retries, Transient
-from voldriverd.kernel import fs
+from voldriverd.kernel import fs, tree
 
 _NOT_OURS: Final = {"lost+found"}
 """The root of an ext4 has it; it does not make a place one that is in use."""
 
 _T = TypeVar("_T")
+_Found = list[tuple[str, os.stat_result]]
+"""What is in a directory."""
 
 _KINDS: Final = {
     errno.ENOENT: Kind.MISSING,
@@ -62,7 +65,9 @@ class DirectoryStore:
         """Return an object, which is a file and nothing else."""
 
         def once() -> bytes:
-            fd = os.open(self._root / name, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+            with self._folder(name) as folder:
+                path = folder / Path(name).name
+                fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
             with open(fd, "rb", buffering=0) as file:
                 found = os.fstat(fd)
                 if not stat.S_ISREG(found.st_mode):
@@ -89,28 +94,28 @@ class DirectoryStore:
                 self._write(name, content, link)
             except FileExistsError:
                 return False
-            fs.sync_directory((self._root / name).parent)
+            with self._folder(name) as folder:
+                fs.sync_directory(folder)
             return True
 
         return self._call("write", name, once)
 
     def list(self, folder: str) -> Iterator[Entry]:
         """Yield what is in a folder; what vanishes meanwhile is left out."""
-        start = self._root / folder
         if not folder:
-            self._call("list", folder, lambda: os.listdir(start))  # a root that is not there is no empty one
-        return self._walk(start)
+            self._call("list", folder, lambda: os.listdir(self._root))  # a root that is not there is no empty one
+        return self._walk(folder.rstrip("/"))
 
     def folders(self, folder: str) -> Iterator[str]:
         """Yield the names of folders."""
-        found = self._call("list", folder, lambda: _scan(self._root / folder))
-        return (entry.name for entry in found if entry.is_dir(follow_symlinks=False))
+        found = self._call("list", folder, lambda: self._scan(folder.rstrip("/")))
+        return (name for name, status in found if stat.S_ISDIR(status.st_mode))
 
     def delete(self, names: Sequence[str]) -> None:
         """Delete objects."""
         for name in names:
             self._retries.check()
-            self._call("delete", name, functools.partial((self._root / name).unlink, missing_ok=True))
+            self._call("delete", name, functools.partial(self._delete, name))
 
     def settle(self) -> None:
         """Write out the names; the data was written before it got them."""
@@ -119,35 +124,68 @@ class DirectoryStore:
     def close(self) -> None:
         """Nothing is held."""
 
-    def _write(self, name: str, content: bytes, move: Callable[[Path, Path], object]) -> None:
-        path = self._root / name
-        part = path.with_name(f".{path.name}.{secrets.token_hex(8)}.part")
-        try:
-            try:
-                fs.write_data(part, content)
-            except FileNotFoundError:
-                self._root.stat()  # nobody makes the root: it may be a disk that is not mounted
-                path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-                fs.write_data(part, content)
-            move(part, path)
-        except BaseException:
-            part.unlink(missing_ok=True)
-            raise
+    def _delete(self, name: str) -> None:
+        with suppress(FileNotFoundError), self._folder(name) as folder:
+            (folder / Path(name).name).unlink()
 
-    def _walk(self, directory: Path) -> Iterator[Entry]:
-        folder = str(directory.relative_to(self._root))
-        for entry in self._call("list", folder, lambda: _scan(directory)):
-            if entry.name in _NOT_OURS:
-                continue
-            if entry.is_dir(follow_symlinks=False):
-                yield from self._walk(directory / entry.name)
-                continue
+    def _write(self, name: str, content: bytes, move: Callable[[Path, Path], object]) -> None:
+        try:
+            self._write_beside(name, content, move)
+        except FileNotFoundError:
+            self._root.stat()  # nobody makes the root: it may be a disk that is not mounted
+            self._make_folders(name)
+            self._write_beside(name, content, move)
+
+    def _write_beside(self, name: str, content: bytes, move: Callable[[Path, Path], object]) -> None:
+        with self._folder(name) as folder:
+            path = folder / Path(name).name
+            part = path.with_name(f".{path.name}.{secrets.token_hex(8)}.part")
             try:
-                found = entry.stat(follow_symlinks=False)
-            except FileNotFoundError:
+                fs.write_data(part, content)
+                move(part, path)
+            except BaseException:
+                part.unlink(missing_ok=True)
+                raise
+
+    def _make_folders(self, name: str) -> None:
+        for folder in reversed(Path(name).parents[:-1]):
+            with self._folder(str(folder)) as above, suppress(FileExistsError):
+                (above / folder.name).mkdir(0o700)
+
+    @contextmanager
+    def _folder(self, name: str) -> Iterator[Path]:
+        """Give the directory that an object is in, for the block; whoever has the target may put links in the way.
+
+        Raises OSError (ELOOP: a link; EXDEV: something is mounted there).
+        """
+        root = os.open(self._root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            inside = str(Path(name).parent)
+            fd = tree.open_at(root, inside, os.O_RDONLY | os.O_DIRECTORY)
+        finally:
+            os.close(root)
+        try:
+            yield Path(f"/proc/self/fd/{fd}")
+        finally:
+            os.close(fd)
+
+    def _walk(self, folder: str) -> Iterator[Entry]:
+        for base, found in self._call("list", folder, lambda: self._scan(folder)):
+            if base in _NOT_OURS:
                 continue
-            name = str((directory / entry.name).relative_to(self._root))
+            name = f"{folder}/{base}" if folder else base
+            if stat.S_ISDIR(found.st_mode):
+                yield from self._walk(name)
+                continue
             yield Entry(name, found.st_size, datetime.fromtimestamp(found.st_mtime, UTC))
+
+    def _scan(self, folder: str) -> _Found:
+        """Return what is in a directory; one that is not there has nothing, and neither has a link."""
+        try:
+            with self._folder(f"{folder}/x" if folder else "x") as place, os.scandir(place) as found:
+                return sorted(_looked_at(found), key=lambda each: each[0])
+        except (FileNotFoundError, NotADirectoryError):
+            return []
 
     def _call(self, verb: str, name: str, once: Callable[[], _T]) -> _T:
         """Do one thing, again while that may help."""
@@ -170,10 +208,8 @@ class DirectoryStore:
         return self._retries.call(attempt)
 
 
-def _scan(directory: Path) -> list[os.DirEntry[str]]:
-    """Return what is in a directory; one that is not there has nothing."""
-    try:
-        with os.scandir(directory) as found:
-            return sorted(found, key=lambda entry: entry.name)
-    except (FileNotFoundError, NotADirectoryError):
-        return []
+def _looked_at(entries: Iterable[os.DirEntry[str]]) -> Iterator[tuple[str, os.stat_result]]:
+    """Yield names with what they are; what vanishes meanwhile is left out."""
+    for entry in entries:
+        with suppress(FileNotFoundError):
+            yield entry.name, entry.stat(follow_symlinks=False)

@@ -37,7 +37,7 @@ def run(
             check=False,
             timeout=timeout_s,
             pass_fds=pass_fds,
-            env={**os.environ, "LC_ALL": "C"},
+            env=_environment(),
         )
     except subprocess.TimeoutExpired as err:
         raise ToolError(errno.ETIMEDOUT, f"{argv[0]} did not end within {timeout_s:.0f} s") from err
@@ -198,13 +198,18 @@ def _running(
         stderr=subprocess.PIPE,
         pass_fds=pass_fds,
         process_group=0,
-        env={**os.environ, "LC_ALL": "C"},
+        env=_environment(),
     ) as process:
         try:
             yield process
         except BaseException:
             process.kill()
             raise
+
+
+def _environment() -> dict[str, str]:
+    """Return what tools need of our environment; what may hold secrets (the keys of a bucket) is not theirs."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("AWS_")} | {"LC_ALL": "C"}
 
 
 def _failure(argv: Sequence[str], status: int, said: bytes) -> ToolError:

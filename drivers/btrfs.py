@@ -389,6 +389,7 @@ def _dress_data(fd: int, options: TreeOptions) -> None:
 def _part(trees: int, key: Key) -> Iterator[str]:
     """Name a part that becomes the tree at the end, and is destroyed if that is not reached."""
     part = _PART + key
+    _destroy_part(trees, key)  # one that could not be destroyed when it failed
     try:
         yield part
         os.rename(part, key, src_dir_fd=trees, dst_dir_fd=trees)

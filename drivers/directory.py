@@ -228,6 +228,8 @@ class Directory:
             yield part
             fs.rename_durably(part, self._trees / key)
         except BaseException:
+            if (self._trees / key).exists():  # its name could not be made durable
+                (self._trees / key).rename(part)
             tree.vanish(part)
             raise
 

@@ -5,7 +5,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
@@ -48,9 +48,13 @@ class Images:
         return fs.capacity(self.directory)[1] < _FULL_BYTES
 
     @contextmanager
-    def part(self, key: Key) -> Iterator[tuple[int, Path]]:
-        """Yield a new file; it is durable under its key after the block, and gone if that raised."""
+    def part(self, key: Key, *, replaces: bool = False) -> Iterator[tuple[int, Path]]:
+        """Yield a new file; it is durable under its key after the block, and gone if that raised.
+
+        One that `replaces` another may have done so then: either is whole.
+        """
         part = self.directory / f"{_PART}{key}"
+        part.unlink(missing_ok=True)  # one that could not be removed when it failed
         fd = os.open(part, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
             with self.blaming_space():
@@ -59,6 +63,8 @@ class Images:
                 fs.rename_durably(part, self.directory / key)
         except BaseException:
             part.unlink(missing_ok=True)
+            if not replaces:  # its name could not be made durable
+                (self.directory / key).unlink(missing_ok=True)
             raise
         finally:
             os.close(fd)
@@ -71,8 +77,11 @@ class Images:
         try:
             with self.blaming_space(), image.mounted(path, place, read_only=_is_read_only(path)):
                 yield place
-        finally:
-            place.rmdir()
+        except BaseException:
+            with suppress(OSError):  # it could not be unmounted, which is what is told; `open` sweeps it
+                place.rmdir()
+            raise
+        place.rmdir()
 
     @contextmanager
     def viewed(self, key: Key) -> Iterator[Path]:
@@ -130,11 +139,12 @@ class Images:
         """Unmount what a crash left mounted aside; one in use, say by a shell in it, waits for the next time."""
         for place in self._mounts.glob(".*-*"):
             path = self.directory / place.name[1:].rpartition("-")[0]
-            if not path.exists():
-                continue  # of another pool
             entry = mount.at(place)
+            is_stale = entry is not None and loop.is_of_deleted(entry.device, path)
+            if not path.exists() and not is_stale:
+                continue  # of another pool
             try:
-                if entry is not None and loop.is_backed_by(entry.device, path):
+                if entry is not None and (is_stale or loop.is_backed_by(entry.device, path)):
                     mount.unmount(place)
                 place.rmdir()
             except OSError as err:

@@ -140,7 +140,7 @@ class Loop:
         is_new = binding.make_point(target)
         try:
             if not binding.uncover(key, target, lambda: self._is_served(key, path)):
-                with self._images.staged(key) as place:
+                with _blaming_image(path), self._images.staged(key) as place:
                     mount.bind(place / image.DATA, target, read_only=read_only)
             elif bool(os.statvfs(target).f_flag & os.ST_RDONLY) != read_only:
                 mount.set_read_only(target, read_only=read_only)
@@ -275,7 +275,7 @@ class Loop:
         What resize2fs has begun in place cannot be taken back. When it was killed, e2fsck -p did not mend 15 of 115
         images; a growth from 64 MiB to 100 GiB it gave up itself, and left errors (e2fsprogs 1.47).
         """
-        with path.open("rb", buffering=0) as file, self._images.part(key) as (fd, part):
+        with path.open("rb", buffering=0) as file, self._images.part(key, replaces=True) as (fd, part):
             self._copy(f"resize tree {key}", file.fileno(), fd)
             os.fchmod(fd, path.stat().st_mode)
             if thick:
@@ -317,6 +317,18 @@ class Loop:
                     raise InUse(f"cannot clone tree {key}: {cause}, and the pool has no reflinks")
         with self._images.staged(key) as place:
             fs.sync_file_system(place)
+
+
+@contextmanager
+def _blaming_image(path: Path) -> Iterator[None]:
+    """Say that an image is damaged where the kernel says that it is no file system, or not all of one."""
+    try:
+        yield
+    except OSError as err:
+        if err.errno not in image.DAMAGED:
+            raise
+        cause = f"its image is damaged or cut short: {err.strerror or err}; it has {mib(path.stat().st_size)}"
+        raise OSError(errno.EUCLEAN, cause, str(path)) from err
 
 
 def _flush_what_can_be(target: Path) -> None:

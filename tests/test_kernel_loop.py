@@ -357,3 +357,29 @@ def test_space_that_is_reserved_is_there_and_the_content_stays(tmp_path: Path) -
         assert (status.st_size, status.st_blocks * 512 >= 1 << 20) == (1 << 20, True)
         file.seek(0)
         assert file.read(8) == b"content\0"
+
+
+@pytest.mark.parametrize("number", [errno.ENOTCONN, errno.ESTALE])
+def test_a_device_of_others_whose_file_system_died_is_passed_over(
+    image: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    with loop.held(_make_image(tmp_path / "other")) as other:
+        status = loop._status
+
+        def refuse(fd: int) -> loop._Info:
+            if os.fstat(fd).st_rdev == os.makedev(loop.LOOP_MAJOR, other.number):
+                raise OSError(number, os.strerror(number))
+            return status(fd)
+
+        monkeypatch.setattr(loop, "_status", refuse)
+        with loop.held(image) as device:
+            assert loop.attached(image) == device
+
+
+def test_a_device_of_a_deleted_image_is_known_by_its_name(image: Path) -> None:
+    with loop.held(image) as device:
+        assert not loop.is_of_deleted(device.numbers, image)
+        image.unlink()
+        assert loop.is_of_deleted(device.numbers, image)
+        assert not loop.is_of_deleted(device.numbers, image.with_name("another"))
+    assert not loop.is_of_deleted("1:3", image)

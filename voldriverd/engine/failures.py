@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import Final
 
 from voldriverd.errors import InUse, Unsupported, Unusable
+from voldriverd.kernel import run
 
 _BUSY: Final = {errno.EBUSY, errno.ETXTBSY}
 _UNSUPPORTED: Final = {errno.EOPNOTSUPP, errno.ENOTTY, errno.ENOSYS}
@@ -34,6 +35,8 @@ def _kind(err: OSError) -> type[InUse | Unsupported | Unusable]:
 
 
 def _cause(err: OSError) -> str:
+    if isinstance(err, run.ToolError):
+        return str(err.strerror)
     if err.errno in _WHY:
         return _WHY[err.errno]
     text = err.strerror or (os.strerror(err.errno) if err.errno else str(err))

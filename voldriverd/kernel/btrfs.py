@@ -11,7 +11,7 @@ import struct
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -300,7 +300,8 @@ def commit(directory_fd: int, name: str) -> None:
     commit (fs/btrfs/tree-log.c, 6.18), and does not wait for the dirty data of other files as syncfs(2) does.
     BTRFS_IOC_START_SYNC is not used: 5 of 6 calls blocked for 31 s, until the periodic commit (6.18).
     """
-    create(directory_fd, name)
+    with suppress(FileExistsError):  # a commit before this one could not delete it
+        create(directory_fd, name)
     destroy(directory_fd, name)
     os.fsync(directory_fd)
 

@@ -46,6 +46,9 @@ _POLL_S: Final = 0.002
 _GONE: Final = frozenset({errno.ENXIO, errno.ENODEV})
 """The device is not bound, just being cleared, or removed from the system."""
 
+_DEAD: Final = frozenset({errno.ENOTCONN, errno.ESTALE})
+"""What is below the device has died (a FUSE server, an NFS export), so it is no file that anybody could have opened."""
+
 _search_and_attach: Final = threading.Lock()
 
 
@@ -125,6 +128,15 @@ def is_backed_by(numbers: str, image: Path) -> bool:
     fd, info = looked
     os.close(fd)
     return _identity(info) == wanted
+
+
+def is_of_deleted(numbers: str, image: Path) -> bool:
+    """Tell whether a mount's device (major:minor) is a loop device of a file of this name that was deleted."""
+    try:
+        backing = Path(f"/sys/dev/block/{numbers}/loop/backing_file")
+        return backing.read_bytes().rstrip(b"\n") == os.fsencode(image) + b" (deleted)"
+    except OSError:  # it is no loop device, or is bound to nothing
+        return False
 
 
 @contextmanager
@@ -210,7 +222,7 @@ def _look(number: int) -> tuple[int, _Info] | None:
         return fd, _status(fd)
     except OSError as err:
         os.close(fd)
-        if err.errno in _GONE:
+        if err.errno in _GONE | _DEAD:
             return None
         raise
 

@@ -75,9 +75,12 @@ class Bench:
         self.store = CutStore(self.root, self.switch)
         specs = [pools.Spec("memory", "memory", self.pool_root, self._make)]
         opened = pools.Pools(self.store, specs, default_driver="memory")
-        self.engine = Engine(self.root, self.store, opened, self.boot_id, self.limits, self.now)
+        self.engine = Engine(self.root, self.store, opened, self.boot_id, self.limits, self.now, uptime=self._uptime)
         recovery.recover(self.engine)
         self.catalogue = catalogue.Catalogue(self.engine)
+
+    def _uptime(self) -> float:
+        return self.now().timestamp()
 
     def close(self) -> None:
         if hasattr(self, "store"):

@@ -383,8 +383,7 @@ class Service:
             try:
                 if is_long and plan.tree.source != origin.key:
                     await stack.aclose()
-                driver = self.engine.pools.driver(origin.pool_id)
-                finish = functools.partial(volumes.finish_create, self.engine, plan, driver)
+                finish = functools.partial(volumes.finish_begun, self.engine, plan)
                 return await self.runner.run("clone", finish, is_long=is_long)
             finally:
                 self._pins.subtract({plan.tree.source: 1})

@@ -49,9 +49,7 @@ class Catalogue:
         """
         changes = self._engine.store.take_changes()
         links.follow(self._engine, changes)
-        for pool in self._engine.pools:
-            if pool.driver is None:
-                continue
+        for pool in self._engine.pools.available():
             mine = [row for row in changes if self._pool_of(row) == pool.row.id]
             try:
                 self._save_pool(pool, mine)

@@ -1,12 +1,13 @@
 """What every verb is given: the store, the pools, the clock and the limits of the configuration."""
 
+import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
-from voldriverd import store
+from voldriverd import model, store
 from voldriverd.driver import Driver, StreamFormat
 from voldriverd.engine import pools, reading, trees
 from voldriverd.engine.targets import Targets
@@ -46,6 +47,10 @@ class Engine:
     garbage: trees.Garbage = field(default_factory=trees.Garbage)
     readers: reading.Readers = field(default_factory=reading.Readers)
     targets: Targets = field(default_factory=Targets)
+    uptime: Callable[[], float] = time.monotonic
+    """Seconds since some time, whatever anybody does to the clock."""
+    held_since: dict[tuple[model.VolumeId, str], float] = field(default_factory=dict)
+    """By `uptime`, when each holder that came in the life of this process mounted its volume last."""
     make_scratch: ScratchMaker | None = None
     """None: there are no pools but the configured ones."""
 

@@ -5,7 +5,6 @@ import logging
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import replace
-from datetime import timedelta
 from pathlib import Path
 from typing import Final
 
@@ -49,6 +48,7 @@ def mount(engine: Engine, volume: model.Volume, holder: str) -> Path:
         if not is_settled:
             write.settle_trees([volume.tree])
 
+    engine.held_since[volume.id, holder] = engine.uptime()
     engine.store.commit(change, is_vital=True)  # databases must come up again on a host whose disk is full
     return path
 
@@ -86,6 +86,8 @@ def let_go(engine: Engine, volume_id: model.VolumeId, holder: str) -> None:
 
     if any(present.holder == holder for present in engine.store.mounts(volume_id)):
         engine.store.commit(change, is_vital=True)
+    if all(present.holder != holder for present in engine.store.mounts(volume_id)):
+        engine.held_since.pop((volume_id, holder), None)
 
 
 def detach_unheld(engine: Engine, volume: model.Volume) -> bool:
@@ -153,6 +155,8 @@ def used_keys(engine: Engine) -> frozenset[str]:
 
 
 def _forget(engine: Engine, gone: list[model.Mount]) -> None:
+    for each in gone:
+        engine.held_since.pop((each.volume_id, each.holder), None)
     engine.store.commit(lambda write: write.drop_mounts(gone), is_vital=True)
 
 
@@ -180,5 +184,4 @@ def _held(engine: Engine, mounts: tuple[model.Mount, ...], volume: model.Volume,
 def _is_gone(engine: Engine, mount: model.Mount, *, is_seen: bool) -> bool:
     if mount.boot_id != engine.boot_id:
         return True
-    is_old = engine.now() - mount.created_at >= timedelta(seconds=SETTLING_S)
-    return is_old and not is_seen and mount.holder != model.HOST_HOLDER
+    return use.held_s(engine, mount) >= SETTLING_S and not is_seen and mount.holder != model.HOST_HOLDER

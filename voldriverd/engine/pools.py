@@ -2,7 +2,9 @@
 
 A pool's root holds a marker file with its uuid. A configured pool whose marker is missing although
 the database knows the pool is not mounted, and is never taken for an empty one: it stays
-`unavailable`, its volumes are listed and refuse to mount, and the others are served.
+`unavailable`, its volumes are listed and refuse to mount, and the others are served. A pool that is
+unmounted while it is served becomes so with the next verb: what is seen at its path then is not what
+was opened. It is opened again, with all that recovery does, when it is back.
 """
 
 import json
@@ -49,6 +51,8 @@ class Pool:
     reason: str | None = None
     orphans: frozenset[Key] = frozenset()
     """Trees on disk that no row knows: reported, never deleted."""
+    identity: tuple[int, int] | None = None
+    """Device and inode of its root directory when it was opened."""
 
     @property
     def health(self) -> model.Health:
@@ -86,9 +90,17 @@ class Pools:
     def driver(self, pool_id: model.PoolId) -> Driver:
         """Return the driver of a pool. Raises Unusable with the reason if the pool is unavailable."""
         pool = self._pools[pool_id]
-        if pool.driver is None:
+        self._look(pool)
+        driver = pool.driver
+        if driver is None:
             raise Unusable(f"pool {pool.row.name} is unavailable: {pool.reason}")
-        return pool.driver
+        return driver
+
+    def available(self) -> list[Pool]:
+        """Return the pools that are open and still there."""
+        for pool in self:
+            self._look(pool)
+        return [pool for pool in self if pool.driver is not None]
 
     def watch(self, listener: Callable[[Pool], None]) -> None:
         """Have a function called with each pool whose health has changed, by whichever thread; it does not raise."""
@@ -159,7 +171,7 @@ class Pools:
         if wanted not in self.drivers():
             valid = ", ".join(sorted(self.drivers()))
             raise Invalid(f"no pool is configured for driver {wanted!r}; valid: {valid}", field="driver")
-        candidates = [pool for pool in self if pool.row.driver == wanted and pool.driver is not None]
+        candidates = [pool for pool in self.available() if pool.row.driver == wanted]
         if not candidates:
             reasons = "; ".join(f"{pool.row.name}: {pool.reason}" for pool in self if pool.row.driver == wanted)
             raise Unusable(f"no pool of driver {wanted} is available: {reasons}")
@@ -179,7 +191,7 @@ class Pools:
             letter, number = model.key_number(key)
             if letter in _TABLES:
                 self._store.raise_id(_TABLES[letter], number)
-        return Pool(row, spec, reason="it is being recovered"), driver
+        return Pool(row, spec, reason="it is being recovered", identity=_identity(spec.path)), driver
 
     def _identify(self, spec: Spec, row: model.Pool | None) -> model.Pool:
         found = _read_marker(spec.path)
@@ -216,6 +228,15 @@ class Pools:
         self._store.commit(lambda write: write.add_pool(row))
         return row
 
+    def _look(self, pool: Pool) -> None:
+        """Take a pool out of service that is not at its path any more: an empty directory must not be taken for it."""
+        if pool.driver is None or _identity(Path(pool.row.path)) == pool.identity:
+            return
+        pool.reason = f"{pool.row.path} was unmounted, or something else was mounted there"
+        pool.driver = None
+        for listener in self._listeners:
+            listener(pool)
+
     def _note_failure(self, spec: Spec, known: Pool | None, reason: str) -> None:
         if known is not None:
             known.reason = reason
@@ -226,6 +247,14 @@ class Pools:
 
 def _unopened(row: model.Pool, spec: Spec | None) -> str:
     return "it is not opened yet" if spec is not None else f"it is not configured any more (it was at {row.path})"
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    try:
+        status = path.stat()
+    except OSError:  # it went away
+        return None
+    return status.st_dev, status.st_ino
 
 
 def _read_marker(path: Path) -> dict[str, str] | None:

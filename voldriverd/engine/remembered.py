@@ -59,7 +59,11 @@ def keep(pool_path: Path, orphans: frozenset[Key], now: datetime) -> None:
     found, path = Remembered(), pool_path / FILE_NAME
     _read(found, path)
     if orphans & found.keys:
-        fs.rename_durably(path, pool_path / f"{KEPT}{now:%Y%m%dT%H%M%S%fZ}")
+        newest = max((each.name for each in pool_path.glob(f"{KEPT}*")), default="")
+        name = f"{KEPT}{now:%Y%m%dT%H%M%S%fZ}"
+        if name <= newest:  # the clock went back, and `read` goes by the order of names
+            name = f"{newest}+"
+        fs.rename_durably(path, pool_path / name)
 
 
 def _read(found: Remembered, path: Path) -> None:
@@ -82,7 +86,7 @@ def _is_taken(found: Remembered, line: bytes, path: Path) -> bool:
         elif "snapshot" in record:
             snapshot = _snapshot(record["snapshot"])
             found.snapshots[snapshot.id] = snapshot
-    except (ValueError, TypeError, KeyError, AttributeError):
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError):
         return False
     return bool(record)
 

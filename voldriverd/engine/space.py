@@ -87,7 +87,7 @@ def bases_in_order(engine: Engine, pool: pools.Pool) -> list[model.Backup]:
         tree = None if backup.key is None else engine.store.tree(backup.key)
         if backup.state is model.BackupState.CREATED and tree is not None and tree.pool_id in sharing:
             bases.append(backup)
-    return sorted(bases, key=lambda backup: backup.taken_at)
+    return sorted(bases, key=lambda backup: backup.id)  # the clock may have gone back meanwhile
 
 
 def collect_now(engine: Engine, pool: pools.Pool) -> None:

@@ -84,9 +84,10 @@ def collect(engine: "Engine", pool_id: model.PoolId) -> int:
 
 def _collect(engine: "Engine", pool_id: model.PoolId) -> int:
     driver = engine.pools.driver(pool_id)
-    for key in sorted(engine.garbage.waiting(pool_id)):
-        if _is_removed(driver, key):
-            engine.garbage.note_removed(pool_id, key)
+    gone = [key for key in sorted(engine.garbage.waiting(pool_id)) if _is_removed(driver, key)]
+    engine.pools.driver(pool_id)  # in a pool that is not there any more nothing was removed
+    for key in gone:
+        engine.garbage.note_removed(pool_id, key)
     removed = engine.garbage.take_removed(pool_id)
     if not removed:
         return 0

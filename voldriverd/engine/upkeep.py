@@ -37,7 +37,7 @@ def expired_snapshots(engine: Engine) -> list[model.Snapshot]:
 
 def short_pools(engine: Engine) -> list[pools.Pool]:
     """Return the pools with less than the reserve free."""
-    return [pool for pool in engine.pools if pool.driver is not None and _is_short(engine, pool)]
+    return [pool for pool in engine.pools.available() if _is_short(engine, pool)]
 
 
 def collect(engine: Engine) -> None:
@@ -56,9 +56,7 @@ def tidy(engine: Engine) -> None:
 
 def _in_each_pool(engine: Engine, work: Callable[[Engine, model.PoolId], int]) -> None:
     """Do something in every available pool; one that fails is logged and does not cost the others their turn."""
-    for pool in engine.pools:
-        if pool.driver is None:
-            continue
+    for pool in engine.pools.available():
         try:
             work(engine, pool.row.id)
         except (Error, OSError) as err:

@@ -1,7 +1,7 @@
 """Who uses a volume: the kernel is asked, a counter alone neither permits nor refuses."""
 
+import math
 import time
-from datetime import timedelta
 from typing import Final
 
 from voldriverd import model
@@ -87,6 +87,19 @@ def describe(engine: Engine, volume: model.Volume, what: str) -> str:
     return f"{what}: it is mounted by {', '.join(holders) or 'nobody any more'}"
 
 
+def held_s(engine: Engine, mount: model.Mount) -> float:
+    """Return for how many seconds somebody holds a volume, though the clock may have been changed meanwhile.
+
+    What came before the start of this process, and by the clock is yet to come, has been there for longer than any
+    limit.
+    """
+    since_s = engine.held_since.get((mount.volume_id, mount.holder))
+    if since_s is not None:
+        return engine.uptime() - since_s
+    by_clock_s = (engine.now() - mount.created_at).total_seconds()
+    return by_clock_s if by_clock_s >= 0 else math.inf
+
+
 def holder_name(mount: model.Mount) -> str:
     """Name a holder for people: the host, or the beginning of a container's mount id."""
     return "the host" if mount.holder == model.HOST_HOLDER else f"container mount {mount.holder[:12]}"
@@ -111,8 +124,7 @@ def _lasting_users(engine: Engine, driver: Driver, key: Key) -> list[User]:
 def _is_starting(engine: Engine, mount: model.Mount) -> bool:
     if mount.boot_id != engine.boot_id:
         return False
-    is_new = engine.now() - mount.created_at < timedelta(seconds=STARTING_S)
-    return is_new or mount.holder == model.HOST_HOLDER
+    return held_s(engine, mount) < STARTING_S or mount.holder == model.HOST_HOLDER
 
 
 def _detach(engine: Engine, driver: Driver, key: Key, what: str) -> None:

@@ -29,7 +29,7 @@ def create(
         return plan
     if begun is not None:
         begun(plan.volume)
-    return finish_create(engine, plan, engine.pools.driver(plan.volume.pool_id))
+    return finish_begun(engine, plan)
 
 
 def begin_create(engine: Engine, request: creation.Request, volume_id: model.VolumeId) -> creation.Plan | model.Volume:
@@ -57,6 +57,16 @@ def existing(engine: Engine, request: creation.Request) -> model.Volume | None:
     if present is not None and request.must_be_new:
         raise Exists(f"cannot create volume {request.name}: a volume of this name exists")
     return None if present is None else creation.agreed(engine, present, request.options)
+
+
+def finish_begun(engine: Engine, plan: creation.Plan) -> model.Volume:
+    """Do what `finish_create` does, in the pool of the volume; if that has gone meanwhile, no volume is left either."""
+    try:
+        driver = engine.pools.driver(plan.volume.pool_id)
+    except Error:
+        _forget(engine, plan.volume, plan.tree)
+        raise
+    return finish_create(engine, plan, driver)
 
 
 def finish_create(engine: Engine, plan: creation.Plan, driver: Driver) -> model.Volume:

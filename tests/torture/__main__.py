@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Final
 
 from tests.running import Running
-from tests.torture import backups, daemons, kills, machine
+from tests.torture import backups, daemons, fuzz, kills, machine, malice
 from tests.torture.bench import KINDS, Bench, Places, daemon_config, places_in_memory
 from tests.torture.crowd import NAME, Crowd
 from tests.torture.outages import BATCH, INSTANTS, RECORDS, Outages
@@ -107,6 +107,18 @@ def _counted(counts: Counter[str]) -> str:
     return f"{counts.total()} ({', '.join(f'{name} {count}' for name, count in sorted(counts.items()))})"
 
 
+def torture_malice(places: Places, *, seed: int, time_s: float) -> None:
+    """What a container's root may do to its volume, one by one, together, and with damaged images."""
+    done = malice.run(places, seed=seed, time_s=time_s)
+    _say(f"malice: {', '.join(f'{what} {count}' for what, count in sorted(done.items()))}")
+
+
+def torture_fuzz(_places: Places, *, seed: int, time_s: float) -> None:
+    """Parsers of what others have written, under atheris."""
+    for line in fuzz.run_for(time_s, seed=seed):
+        _say(f"fuzz {line}")
+
+
 def _spread(times_s: list[float]) -> str:
     return f"{statistics.median(times_s) * 1e3:.0f} ms, {max(times_s) * 1e3:.0f} at most"
 
@@ -119,6 +131,8 @@ FORMS: Final[dict[str, Callable[..., None]]] = {
     "backups": torture_backups,
     "power": torture_power,
     "writes": torture_writes,
+    "malice": torture_malice,
+    "fuzz": torture_fuzz,
 }
 
 

@@ -16,6 +16,7 @@ import stat
 import struct
 import tarfile
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,7 +25,9 @@ from typing import Any, Final
 from urllib.parse import quote
 
 from tests.running import Answer, Running
-from voldriverd.kernel import fs, run
+from tests.torture.bench import Places, daemon_config
+from voldriverd.kernel import fs
+from voldriverd.kernel import run as tools
 
 CONTENT: Final = b"CANARY: nobody may read this through a volume"
 DEPTH: Final = 1_100
@@ -242,20 +245,20 @@ def deep(depth: int) -> Callable[[Path, Canary], None]:
 def _subvolumes(place: Path, canary: Canary) -> None:
     for path in (place / "sub", place / "sub" / "a" / "b" / "subsub", place / "other"):
         path.parent.mkdir(parents=True, exist_ok=True)
-        run.run(["btrfs", "subvolume", "create", str(path)])
+        tools.run(["btrfs", "subvolume", "create", str(path)])
         (path / "file").write_bytes(b"mine")
         (path / "link").symlink_to(canary.directory)
     inner = place / "other"
     for _ in range(20):
         inner /= "s"
-        run.run(["btrfs", "subvolume", "create", str(inner)])
+        tools.run(["btrfs", "subvolume", "create", str(inner)])
     for path in (inner, place / "sub" / "a" / "b" / "subsub"):
-        run.run(["btrfs", "property", "set", str(path), "ro", "true"])
+        tools.run(["btrfs", "property", "set", str(path), "ro", "true"])
 
 
 def _subvolumes_later(place: Path, _canary: Canary) -> None:
-    run.run(["btrfs", "subvolume", "snapshot", "-r", str(place / "sub"), str(place / "copy")])
-    run.run(["btrfs", "property", "set", str(place / "sub"), "ro", "true"])
+    tools.run(["btrfs", "subvolume", "snapshot", "-r", str(place / "sub"), str(place / "copy")])
+    tools.run(["btrfs", "property", "set", str(place / "sub"), "ro", "true"])
 
 
 def _nothing(_place: Path, _canary: Canary) -> None:
@@ -334,6 +337,13 @@ class Victim:
         for clone in self._daemon.api("GET", f"/v1/volumes?name={self.row['name']}-copy").body["data"]:
             self._take_away(clone)
         return way
+
+    def fall(self, depth: int) -> None:
+        """Have a snapshot, a clone and a revert of very many nested directories."""
+        self._write(deep(depth))
+        snapshot = self._act("snapshot", name="deep")
+        self._clone(snapshot)
+        self._act("reverttosnapshot", snapshotId=snapshot["id"])
 
     def remove(self) -> None:
         """Remove the volume for good; nobody may refuse that."""
@@ -468,3 +478,57 @@ def damage(image: Path, chance: random.Random) -> str:
         file.flush()
         os.fsync(file.fileno())
     return way
+
+
+LONG_DEPTH: Final = 100_000
+_DRIVERS: Final[tuple[tuple[str, dict[str, str]], ...]] = (
+    ("btrfs", {}),
+    ("loop", {"size": "256M"}),
+    ("loop", {"size": "320M", "fs": "xfs"}),
+    ("directory", {}),
+)
+
+
+def run(places: Places, *, seed: int, time_s: float) -> Counter[str]:
+    """Have volumes of every driver suffer until the time is up, each malice alone first; count what was done."""
+    chance = random.Random(seed)
+    base = next(iter(places.pools.values())) / "malice"
+    base.mkdir()
+    config = daemon_config(places, "malice") + f'[targets.disk]\nurl = "file://{base}"\n'
+    canary, done, end_s = Canary(places.base / "canary"), Counter[str](), time.monotonic() + time_s
+    with Running(places.base / "malice", config=config) as daemon:
+        for number, chosen in enumerate(_rounds(chance)):
+            driver, options = chance.choice(_DRIVERS)
+            victim = Victim(daemon, f"v{number}", driver, options, canary)
+            if chosen is None and driver == "loop":
+                images = places.pools["loop"] / "malice" / "loop" / "trees"
+                done[victim.survive(lambda key: images / f"{key.removeprefix('1')}.1", chance)] += 1  # noqa: B023
+            else:
+                each = together(driver, chosen or [deep_malice(chance.choice((DEPTH, 2 * DEPTH)))])
+                victim.suffer(each)
+                done[f"{driver} {each.name}"] += 1
+            victim.remove()
+            if time.monotonic() > end_s:
+                break
+        _fall(daemon, canary)
+        done[f"depth {LONG_DEPTH}"] += 1
+        assert "Traceback" not in daemon.log, daemon.log[-5_000:]
+    canary.close()
+    return done
+
+
+def _rounds(chance: random.Random) -> Iterator[list[Malice] | None]:
+    """Yield each alone, then any of them together, damage (None) and depth ([]) among them."""
+    yield from ([each] for each in MALICES)
+    while True:
+        yield None
+        yield []
+        yield chance.sample(MALICES[:-1], chance.randint(1, 4)) + list(MALICES[-1:])
+
+
+def _fall(daemon: Running, canary: Canary) -> None:
+    """Have a volume of each driver with very many nested directories snapshot, cloned and removed."""
+    for driver, options in _DRIVERS[:2]:
+        victim = Victim(daemon, f"deep-{driver}", driver, {**options, "size": "1G"} if options else {}, canary)
+        victim.fall(LONG_DEPTH)
+        victim.remove()

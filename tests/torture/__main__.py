@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Final
 
 from tests.running import Running
-from tests.torture import backups, daemons, fuzz, kills, machine, malice
+from tests.torture import backups, calls, daemons, fuzz, kills, machine, malice
 from tests.torture.bench import KINDS, Bench, Places, daemon_config, places_in_memory
 from tests.torture.crowd import NAME, Crowd
 from tests.torture.outages import BATCH, INSTANTS, RECORDS, Outages
@@ -48,6 +48,28 @@ def torture_kills(places: Places, *, seed: int, time_s: float) -> None:
         _say(f"kills {kind.name}: {len(done.restarts_s)} kills in the middle of {cut}")
         _say(f"kills {kind.name}: {done.verbs_ended} verbs had ended")
         _say(f"kills {kind.name}: a start took {_spread(done.restarts_s)}")
+
+
+def torture_calls(places: Places, *, seed: int, time_s: float) -> None:
+    """Every call of every verb of every driver, killed before it and failing; some 40 minutes for all of them."""
+    until_s = time.monotonic() + time_s
+    benches: dict[str, Bench] = {}
+    done = calls.Done()
+    try:
+        for kind in KINDS:
+            place = f"calls-{kind.name}"
+            benches[kind.name] = Bench(kind, places.base / place, places.pools[kind.name] / place)
+            calls.prepare(benches[kind.name])
+        left = calls.run_all(benches, done, seed=seed, until_s=until_s)
+    finally:
+        for bench in benches.values():
+            bench.vanish()
+    for what, count in sorted(done.verbs.items()):
+        _say(f"calls: {what}: {count}")
+    _say(f"calls: {', '.join(f'{fault} {count}' for fault, count in sorted(done.faults.items()))}")
+    _say(f"calls: {done.told} errors said what and why, {done.passed_over} calls were made again or not needed")
+    _say(f"calls: {done.absent} were not made again, missed: {', '.join(done.missed) or 'none'}")
+    _say(f"calls: no time for: {', '.join(left) or 'none'}")
 
 
 def torture_daemon(places: Places, *, seed: int, time_s: float) -> None:
@@ -126,6 +148,7 @@ def _spread(times_s: list[float]) -> str:
 FORMS: Final[dict[str, Callable[..., None]]] = {
     "machine": torture_machine,
     "kills": torture_kills,
+    "calls": torture_calls,
     "daemon": torture_daemon,
     "crowd": torture_crowd,
     "backups": torture_backups,

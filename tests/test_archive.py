@@ -258,11 +258,22 @@ def test_a_stream_says_what_it_is_and_how_long(place: Path) -> None:
 def test_nothing_stays_open_when_the_reader_stops_early(place: Path, taken: int) -> None:
     nest(place / "tree", 30)
     (place / "tree" / "d" / "file").write_bytes(bytes(9 << 20))
+    for number in range(50):
+        (place / "tree" / "d" / f"next {number}").touch()
     before = os.listdir("/proc/self/fd")
     with archive.write(place / "tree") as parts:
         for _ in range(taken):
             next(parts)
     assert os.listdir("/proc/self/fd") == before
+
+
+@only_ext4
+def test_any_number_of_files_in_a_directory_needs_few_descriptors(place: Path) -> None:
+    for number in range(200):
+        (place / "tree" / f"{number}").write_bytes(b"x")
+        os.mkfifo(place / "tree" / f"fifo {number}")
+    with few_descriptors(40):
+        assert len(_names(written(place / "tree"))) == 401
 
 
 @only_ext4

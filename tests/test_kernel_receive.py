@@ -131,6 +131,19 @@ def test_the_tool_is_there_and_reads_version_2() -> None:
     assert receive.newest_version() == 2
 
 
+def test_a_tool_that_is_exchanged_is_asked_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    found = [receive.newest_version()]
+    for version in ("6.1", "6.2", "5.16"):
+        tool = tmp_path / "new"
+        tool.write_text(f"#!/bin/sh\necho btrfs-progs v{version}\necho asked >> {tmp_path}/asked\n")
+        tool.chmod(0o755)
+        tool.rename(tmp_path / "btrfs")
+        found += [receive.newest_version(), receive.newest_version()]
+    assert found == [0, 1, 1, 2, 2, 1, 1]
+    assert (tmp_path / "asked").read_text() == "asked\n" * 3
+
+
 @pytest.mark.root
 def test_what_is_not_confined_is_not_released(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="Invalid argument"):

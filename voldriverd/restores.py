@@ -111,7 +111,7 @@ class Restores:
         assert isinstance(source, names.BackupSource), "a volume that is restored has a backup"
         async with AsyncExitStack() as stack:
             async with self._locks.hold(("name", request.name), "create", what=what, wait_s=wait_s):
-                existing = volumes.existing(self._engine, request)
+                existing = await self._runner.in_thread(volumes.existing, self._engine, request)
                 if existing is not None:
                     return existing
                 backup = await self._runner.in_thread(restores.backup_of, self._engine, source, what)

@@ -23,6 +23,8 @@ from tests.torture.bench import KINDS, Bench, Places, daemon_config, places_in_m
 from tests.torture.crowd import NAME, Crowd
 from tests.torture.outages import BATCH, INSTANTS, RECORDS, Outages
 from tests.torture.power import LAYOUTS
+from tests.torture.scale import Scale
+from tests.torture.soak import Soak
 from voldriverd.kernel import fs
 
 ROUNDS_MAX: Final = 1_000_000
@@ -90,6 +92,22 @@ def torture_crowd(places: Places, *, seed: int, time_s: float) -> None:
         _say(f"crowd: {word}: {', '.join(f'{verb} {count}' for verb, count in sorted(counts.items()))}")
 
 
+def torture_soak(places: Places, *, seed: int, time_s: float) -> None:
+    """All verbs by 32 clients on all drivers, with backups; what the daemon holds is counted before and after."""
+    soak = Soak(places, seed=seed)
+    soak.run(time_s=time_s)
+    for word, counts in (("done", soak.done), ("refused with a reason", soak.refused)):
+        _say(f"soak: {word}: {counts.total()}: {', '.join(f'{verb} {n}' for verb, n in sorted(counts.items()))}")
+    _say(f"soak: held before and after: {soak.before}; memory grew by {soak.growth_bytes >> 10} KiB")
+    _say(f"soak: the event loop never stood still for longer than {soak.longest_stall_ms} ms")
+
+
+def torture_scale(_places: Places, *, seed: int, time_s: float) -> None:
+    """10,000 volumes and 100,000 snapshots, or as many as the time allows, beside a host that is empty; on the disk."""
+    with tempfile.TemporaryDirectory(prefix="voldriver-scale-") as base:
+        Scale(Path(base) / "scale", seed=seed).run(time_s=time_s, say=_say)
+
+
 def torture_backups(places: Places, *, seed: int, time_s: float) -> None:
     """Backups and restores that meet a killed daemon, a cut network or a full target."""
     with backups.disturbed(places, seed=seed) as disturbing:
@@ -152,6 +170,8 @@ FORMS: Final[dict[str, Callable[..., None]]] = {
     "daemon": torture_daemon,
     "crowd": torture_crowd,
     "backups": torture_backups,
+    "soak": torture_soak,
+    "scale": torture_scale,
     "power": torture_power,
     "writes": torture_writes,
     "malice": torture_malice,

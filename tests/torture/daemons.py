@@ -93,12 +93,19 @@ class Client:
         self.state = fitting[0]
 
     def check_snapshots(self) -> None:
-        """Clone every snapshot and compare what is in it."""
+        """Clone every snapshot, and what reverts have displaced, and compare what is in it."""
         for name, shelf in self.state.live.items():
             for snapshot, (content, _) in shelf.snapshots.items():
-                self._plugin("Create", Name="probe", Opts={"from": f"{name}@{snapshot}"})
-                assert self._read("probe") == content
-                self._plugin("Remove", Name="probe")
+                assert self._content_of(f"{name}@{snapshot}") == content
+            rows = self._ask("GET", f"/v1/snapshots?volumeId={self._row(name)['id']}").body["data"]
+            displaced = [self._content_of(f"{name}@{row['name']}") for row in rows if row["automatic"]]
+            assert sorted(displaced) == shelf.displaced
+
+    def _content_of(self, source: str) -> str:
+        self._plugin("Create", Name="probe", Opts={"from": source})
+        content = self._read("probe")
+        self._plugin("Remove", Name="probe")
+        return content
 
     def choose(self) -> Verb:
         """Return a verb that can be run next."""

@@ -23,7 +23,7 @@ from voldriverd.kernel import fs
 
 INSTANTS: Final = 500
 RECORDS: Final = 20
-"""In the long forms."""
+"""In the long forms, which take 15 to 30 minutes each for it, so more than `--time` gives if it is not asked."""
 BATCH: Final = 10
 """Cuts of one life of a host."""
 PAUSE_S: Final = 0.5

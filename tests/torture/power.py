@@ -117,14 +117,19 @@ class Teller:
             self.states.append(client.state)
             put(len(self.verbs), len(self.states) - 1)
 
-    def check(self, daemon: Running, begun: int, ended: int) -> None:
-        """See that a daemon shows what was known when so many verbs had been begun and ended."""
+    def check(self, daemon: Running, begun: int, ended: int) -> list[str]:
+        """See that a daemon shows what was known when so many verbs had been begun and ended; return what was removed.
+
+        These are the names of the volumes that must be in the trash.
+        """
         client = self.make(daemon)
         client.state = self.states[ended]
         client.cut = self.verbs[ended] if begun > ended else None
         client.check()
-        if isinstance(client, daemons.Client):
-            client.check_snapshots()
+        if isinstance(client, savers.Saver):
+            return []
+        client.check_snapshots()
+        return [name for name, _ in client.state.trash]
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,8 +149,8 @@ class Writer:
         assert process.stdout.readline() == "ready\n"
         return process
 
-    def check(self, daemon: Running, count: int) -> None:
-        """See that so many lines are there, and at most one more."""
+    def check(self, daemon: Running, count: int) -> list[str]:
+        """See that so many lines are there, and at most one more; return that nothing was removed."""
         answer = daemon.plugin("VolumeDriver.Mount", Name=self.name, ID="reader")
         assert answer.status == 200, answer.body
         log = (Path(answer.body["Mountpoint"]) / "log").read_bytes()
@@ -156,6 +161,7 @@ class Writer:
         shown = daemon.plugin("VolumeDriver.Get", Name=self.name).body["Volume"]["Status"]["holders"]
         assert len(shown) == 1, f"the holders of before are forgotten: {shown}"
         assert daemon.plugin("VolumeDriver.Unmount", Name=self.name, ID="reader").status == 200
+        return []
 
 
 class Host:
@@ -227,10 +233,11 @@ class Host:
         with ExitStack() as stack:
             told = [marked(disk, DISK_BYTES + slot * BLOCK_BYTES) for slot in range(self.slots)]
             daemon = self._mounted(stack, "after", disk)
+            removed: list[str] = []
             with _serving(daemon):
                 for party, numbers in zip(self._parties, told, strict=True):
-                    party.check(daemon, *numbers)
-            _check_trees(daemon)
+                    removed += party.check(daemon, *numbers)
+            _check_rest(daemon, removed)
 
     def _mounted(self, stack: ExitStack, name: str, disk: Path) -> Running:
         """Mount the disk, and return a daemon that has everything on it and does not run yet."""
@@ -277,8 +284,11 @@ def _end(process: subprocess.Popen[str]) -> None:
     process.communicate()
 
 
-def _check_trees(daemon: Running) -> None:
-    """See that each tree on the disk has its row and its owner, and each row its tree, once what waits is removed."""
+def _check_rest(daemon: Running, removed: list[str]) -> None:
+    """See that the trash has what was removed, that each tree has its row and its owner, and each row its tree.
+
+    For the trees what waits to be removed is removed first.
+    """
     engine = daemon_parts.build(configuration.load(daemon.config_file, root=daemon.root, run_dir=daemon.run_dir))
     try:
         recovery.recover(engine)
@@ -286,6 +296,9 @@ def _check_trees(daemon: Running) -> None:
         rows = engine.store.volumes()
         assert {row.state for row in rows} <= {VolumeState.INACTIVE, VolumeState.REMOVED}
         assert mounts.MISSING not in {row.message for row in rows}
+        probes = {"probe", "restored"}
+        trash = sorted(row.name for row in rows if row.state is VolumeState.REMOVED and row.name not in probes)
+        assert trash == sorted(removed)
         for pool in engine.pools:
             assert pool.driver is not None, pool.reason
             assert pool.orphans == frozenset(), pool.row.name

@@ -1,15 +1,20 @@
-"""The life of a volume with everything in it that asks for a right of its own; each step fails if something is lost."""
+"""The life of a volume with everything in it that asks for a right of its own; each step fails if something is lost.
+
+`python -m tests.systemd.life DRIVER` lives it with the daemon that is installed.
+"""
 
 import os
 import stat
 import struct
 import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
-from tests.running import Running
+from tests.running import CLIENT, Answer, request
+from voldriverd import config as configuration
 from voldriverd.kernel import fs
 
 DRIVERS: Final = ("btrfs", "loop", "directory")
@@ -18,13 +23,37 @@ _CAPABILITY: Final = struct.pack("<5I", 0x0200_0001, 1 << 10, 0, 0, 0)
 """vfs_cap_data of linux/capability.h: revision 2, effective, CAP_NET_BIND_SERVICE."""
 
 
+class Daemon(Protocol):
+    """One that runs."""
+
+    def plugin(self, method: str, **fields: object) -> Answer:
+        """Ask the Docker plugin."""
+        ...
+
+    def cli(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """Run `voldriver`."""
+        ...
+
+
+class Installed:
+    """The daemon at the usual places."""
+
+    def plugin(self, method: str, **fields: object) -> Answer:
+        """Ask the Docker plugin."""
+        return request(configuration.PLUGIN_SOCKET, "POST", f"/{method}", fields)
+
+    def cli(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """Run `voldriver`."""
+        return subprocess.run([sys.executable, "-c", CLIENT, *arguments], capture_output=True, text=True, check=False)
+
+
 def config(targets: Path) -> str:
     """Return a configuration with three pools and a target."""
-    targets.mkdir(exist_ok=True)
+    targets.mkdir(exist_ok=True, parents=True)
     return f'[embedded]\nsize = "500M"\n[targets.t]\nurl = "file://{targets}"\n'
 
 
-def live(daemon: Running, driver: str) -> None:
+def live(daemon: Daemon, driver: str) -> None:
     """Create, fill, snapshot, compare, resize, revert, clone, back up, restore into each driver, use, remove."""
     sized = {} if driver == "directory" else {"size": "130M"}
     _create(daemon, "v", driver=driver, **sized)
@@ -53,25 +82,25 @@ def live(daemon: Running, driver: str) -> None:
         _cli(daemon, "volume", "purge", "--yes", name)
 
 
-def _ask(daemon: Running, method: str, **fields: object) -> dict[str, Any]:
+def _ask(daemon: Daemon, method: str, **fields: object) -> dict[str, Any]:
     answer = daemon.plugin(method, **fields)
     assert answer.status == 200, answer.body
     body: dict[str, Any] = answer.body
     return body
 
 
-def _cli(daemon: Running, *arguments: str) -> str:
+def _cli(daemon: Daemon, *arguments: str) -> str:
     done = daemon.cli(*arguments)
     assert done.returncode == 0, f"{arguments}: {done.stderr}"
     return done.stdout
 
 
-def _create(daemon: Running, name: str, **options: str) -> None:
+def _create(daemon: Daemon, name: str, **options: str) -> None:
     _ask(daemon, "VolumeDriver.Create", Name=name, Opts=options)
 
 
 @contextmanager
-def _mounted(daemon: Running, name: str) -> Iterator[Path]:
+def _mounted(daemon: Daemon, name: str) -> Iterator[Path]:
     place = Path(_ask(daemon, "VolumeDriver.Mount", Name=name, ID="life")["Mountpoint"])
     assert place.is_mount(), f"nothing is mounted at {place}"
     yield place
@@ -124,12 +153,12 @@ def _look(path: Path) -> object:
     return (status.st_mode, status.st_uid, status.st_gid, status.st_rdev, status.st_mtime_ns, attributes, content)
 
 
-def _check(daemon: Running, name: str, filled: dict[str, object]) -> None:
+def _check(daemon: Daemon, name: str, filled: dict[str, object]) -> None:
     with _mounted(daemon, name) as place:
         assert _seen(place) == filled, f"{name} is not what it was made from"
 
 
-def _use(daemon: Running, name: str) -> None:
+def _use(daemon: Daemon, name: str) -> None:
     """See that a process elsewhere, with more capabilities than the daemon, keeps a volume from being removed."""
     with _mounted(daemon, name) as place:
         argv = ["unshare", "--mount", "--propagation", "private", "sh", "-c", "echo there; exec cat"]
@@ -143,3 +172,7 @@ def _use(daemon: Running, name: str) -> None:
     holder.wait()
     holder.stdout.close()
     assert (answer.status, "it is mounted by cat" in answer.body["Err"]) == (500, True), answer.body
+
+
+if __name__ == "__main__":
+    live(Installed(), sys.argv[1])

@@ -8,7 +8,6 @@ from typing import Any, Final
 
 import pytest
 
-from tests.running import request
 from tests.supervised import Supervised
 from tests.systemd import life, units
 from voldriverd import config, sockets
@@ -108,4 +107,6 @@ def test_a_volume_lives_with_the_capabilities_of_the_unit(driver: str, tmp_path:
     limited = units.limited_to(units.capabilities())
     with Supervised(tmp_path / "d", config=life.config(tmp_path / "targets"), prefix=limited) as daemon:
         life.live(daemon, driver)
-        assert request(daemon.api_socket, "GET", "/v1").status == 200
+        daemon.restart()
+        assert "unavailable" not in daemon.log
+        assert "Operation not permitted" not in daemon.log

@@ -657,6 +657,7 @@ def test_the_version_of_streams_is_what_the_tool_reads_rightly(
     driver: Btrfs, monkeypatch: pytest.MonkeyPatch, said: str, version: int
 ) -> None:
     small(driver)
+    monkeypatch.setattr(receive, "_newest_version", receive._newest_version.__wrapped__)  # the answer is not kept
     monkeypatch.setattr(run, "run", lambda *_: said)
     assert keep(driver, "s1").stream.version == version
 

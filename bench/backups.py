@@ -142,8 +142,10 @@ def backup(api: Client, volume: Any, target: Any) -> Any:
 def settled(api: Client, resource: Any) -> Any:
     """Return a resource when the work on it is final."""
     path = f"/v1/{resource['type']}s/{resource['id']}"
+    begun = time.perf_counter()
     while resource["transitioning"] == "yes":
-        time.sleep(_PAUSE_S)
+        # Asked every 5 ms all the time, the daemon spent a tenth of its own on the answers.
+        time.sleep(max(_PAUSE_S, (time.perf_counter() - begun) / 100))
         resource = api.post(path, method="GET")
     if resource["transitioning"] == "error":
         raise RuntimeError(f"{path}: {resource['transitioningMessage']}")

@@ -268,7 +268,7 @@ def _meet(bench: Bench, verb: Verb, spare: Path, inject: list[str], *, tool: str
     bench.restart()
     try:
         _check_start(bench, verb)
-    except AssertionError as err:
+    except (AssertionError, Error, OSError) as err:
         raise AssertionError(f"{what}: hit {hit}, said {said!r}: {err}\n{_tail(trace)}") from err
     if said is not None and inject:
         _check_words(verb, said, fault, what, is_tool=tool is not None)

@@ -230,14 +230,16 @@ def deep(depth: int) -> Callable[[Path, Canary], None]:
 
     def make(place: Path, _canary: Canary) -> None:
         fd = os.open(place, os.O_RDONLY)
-        for _ in range(depth):
-            with contextlib.suppress(FileExistsError):
-                os.mkdir(STEP, dir_fd=fd)
-            inner = os.open(STEP, os.O_RDONLY, dir_fd=fd)
+        try:
+            for _ in range(depth):
+                with contextlib.suppress(FileExistsError):
+                    os.mkdir(STEP, dir_fd=fd)
+                inner = os.open(STEP, os.O_RDONLY, dir_fd=fd)
+                os.close(fd)
+                fd = inner
+            os.close(os.open("bottom", os.O_CREAT | os.O_WRONLY, dir_fd=fd))
+        finally:
             os.close(fd)
-            fd = inner
-        os.close(os.open("bottom", os.O_CREAT | os.O_WRONLY, dir_fd=fd))
-        os.close(fd)
 
     return make
 
@@ -492,7 +494,7 @@ _DRIVERS: Final[tuple[tuple[str, dict[str, str]], ...]] = (
 def run(places: Places, *, seed: int, time_s: float) -> Counter[str]:
     """Have volumes of every driver suffer until the time is up, each malice alone first; count what was done."""
     chance = random.Random(seed)
-    base = next(iter(places.pools.values())) / "malice"
+    base = next(iter(places.pools.values())) / "malice-target"
     base.mkdir()
     config = daemon_config(places, "malice") + f'[targets.disk]\nurl = "file://{base}"\n'
     canary, done, end_s = Canary(places.base / "canary"), Counter[str](), time.monotonic() + time_s
@@ -529,6 +531,6 @@ def _rounds(chance: random.Random) -> Iterator[list[Malice] | None]:
 def _fall(daemon: Running, canary: Canary) -> None:
     """Have a volume of each driver with very many nested directories snapshot, cloned and removed."""
     for driver, options in _DRIVERS[:2]:
-        victim = Victim(daemon, f"deep-{driver}", driver, {**options, "size": "1G"} if options else {}, canary)
+        victim = Victim(daemon, f"deep-{driver}", driver, {**options, "size": "2G"} if options else {}, canary)
         victim.fall(LONG_DEPTH)
         victim.remove()

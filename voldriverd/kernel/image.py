@@ -177,9 +177,13 @@ def faults(image: Path) -> str | None:
 
 
 def grow_unmounted_ext4(image: Path) -> None:
-    """Check an ext4 image, replay its journal and grow the file system to the image's size. Raises OSError."""
+    """Check an ext4 image, replay its journal and grow the file system to the image's size. Raises OSError.
+
+    It is checked again at the end, for resize2fs (1.47.0) may end well although writes of it have failed.
+    """
     run.run(["e2fsck", "-f", "-p", str(image)], timeout_s=_GROW_TIMEOUT_S, good=(0, _REPAIRED))
     run.run(["resize2fs", str(image)], timeout_s=_GROW_TIMEOUT_S)
+    run.run(["e2fsck", "-f", "-n", str(image)], timeout_s=_GROW_TIMEOUT_S)
 
 
 def grow_mounted(place: Path) -> None:

@@ -390,6 +390,33 @@ def test_a_daemon_on_a_full_root_lists_mounts_unmounts_removes_purges_and_starts
     assert "Traceback" not in daemon.log
 
 
+def backup_of(daemon: Running, snapshot_id: str) -> str:
+    """Ask for a backup and return what became of it: `created`, or why not."""
+    answer = daemon.api("POST", f"/v1/snapshots/{snapshot_id}/?action=backup", {"backupTargetId": "1bt1"})
+    if answer.status >= 300:
+        return f"{answer.body['message']} {answer.body['detail']}"
+    place = f"/v1/backups/{answer.body['id']}"
+    until(lambda: daemon.api("GET", place).body["state"] != "creating", "the backup to end")
+    row = daemon.api("GET", place).body
+    return str(row["state"] if row["state"] == "created" else row["transitioningMessage"])
+
+
+def test_a_backup_on_a_full_root_says_so_and_is_made_when_there_is_room(full_root: tuple[Running, Path]) -> None:
+    daemon, place = full_root
+    tree.vanish(place / "filler")
+    (daemon.base / "target").mkdir()
+    made = daemon.api("POST", "/v1/backuptargets", {"name": "near", "url": f"file://{daemon.base}/target"})
+    assert made.status < 300, made.body
+    row = next(row for row in daemon.api("GET", "/v1/volumes").body["data"] if row["name"] == "btrfs-idle")
+    snapshot = daemon.api("POST", "/v1/snapshots", {"volumeId": row["id"]}).body["id"]
+    until(lambda: daemon.api("GET", f"/v1/snapshots/{snapshot}").body["state"] == "created", "the snapshot")
+    fill(place)
+    assert "disk is full" in backup_of(daemon, snapshot)
+    tree.vanish(place / "filler")
+    assert backup_of(daemon, snapshot) == "created"
+    assert "Traceback" not in daemon.log
+
+
 def test_a_full_embedded_image_lists_unmounts_removes_and_purges(tmp_path: Path) -> None:
     with Running(tmp_path) as daemon:
         for driver in DRIVERS:

@@ -21,8 +21,8 @@ from voldriverd.api import docker, middleware
 from voldriverd.service import Service
 
 CROWD: Final = 1_000
-IDLE_BYTES: Final = 40 << 10
-"""What one idle connection may cost the daemon, with room: it was 14 KiB."""
+IDLE_BYTES: Final = 20 << 10
+"""What one idle connection may cost the daemon, with room: it was 6 KB."""
 GREEDY: Final = 20
 GREEDY_BYTES: Final = 2 << 20
 """What one client may cost that asks without end and reads nothing: one answer of 300 KB, and what was read ahead."""

@@ -13,7 +13,7 @@ from typing import Final
 _log = logging.getLogger(__name__)
 
 TICK_S: Final = 0.1
-"""Between two looks: 20 µs of work each."""
+"""Between two looks."""
 LIMIT_S: Final = 0.25
 """A stall from which on it is a line of the log: a twentieth of the 5 s after which podman gives up."""
 WINDOW_S: Final = 60.0

@@ -31,6 +31,7 @@ EACH: Final = 10
 RATIO_MAX: Final = 1.5
 """Of the medians of a verb on the full host and on the empty one."""
 _BATCH: Final = 200
+_PAUSE_S: Final = 0.05
 
 
 class Scale:
@@ -111,9 +112,9 @@ def _make(daemon: Running, names: list[str]) -> list[int]:
     done = []
     for name in names:
         with Asker(daemon) as ask:
-            volume_id = ask.api("POST", "/v1/volumes", {"name": name, "driver": "btrfs"})["id"]
+            volume = ask.settled(ask.api("POST", "/v1/volumes", {"name": name, "driver": "btrfs"}))
             for _ in range(SNAPSHOTS_EACH):
-                ask.api("POST", f"/v1/volumes/{volume_id}/?action=snapshot", {})
+                ask.settled(ask.api("POST", f"/v1/volumes/{volume['id']}/?action=snapshot", {}))
             done.append(SNAPSHOTS_EACH)
     return done
 
@@ -135,6 +136,14 @@ class Asker:
     def api(self, method: str, path: str, body: object = None) -> Any:
         """Ask the API."""
         return _ask(self._api, method, path, body)
+
+    def settled(self, resource: Any) -> Any:
+        """Wait until a volume or snapshot that was answered before its end is made: a busy machine needs a second."""
+        while resource["transitioning"] == "yes":
+            time.sleep(_PAUSE_S)
+            resource = self.api("GET", f"/v1/{resource['type']}s/{resource['id']}")
+        assert resource["transitioning"] == "no", resource
+        return resource
 
     def plugin(self, method: str, **fields: object) -> Any:
         """Ask the plugin."""
@@ -163,9 +172,9 @@ def _verbs(daemon: Running, prefix: str) -> dict[str, list[float]]:
     with Asker(daemon) as ask:
         for name in names:
             volume = timed("create", ask.api, "POST", "/v1/volumes", {"name": name, "driver": "btrfs"})
-            at = f"/v1/volumes/{volume['id']}"
+            at = f"/v1/volumes/{ask.settled(volume)['id']}"
             timed("mount", ask.plugin, "Mount", Name=name, ID="a")
-            timed("snapshot", ask.api, "POST", f"{at}/?action=snapshot", {})
+            ask.settled(timed("snapshot", ask.api, "POST", f"{at}/?action=snapshot", {}))
             timed("get", ask.plugin, "Get", Name=name)
             timed("list page", ask.api, "GET", f"/v1/snapshots?limit={EACH}")
             timed("unmount", ask.plugin, "Unmount", Name=name, ID="a")

@@ -25,7 +25,7 @@ STALL_S: Final = 300.0
 UNREAD_MAX_BYTES: Final = 128 << 20
 """Of a site, and so of 17 of the longest lists that there are."""
 CONNECTIONS_MAX: Final = 16_384
-"""Of a unix socket, some 15 KB each: dockerd keeps one for each volume that it has asked for, without end."""
+"""Of a unix socket, some 6 KB each: dockerd keeps one for each volume that it has asked for, without end."""
 
 
 class Site(Protocol):

@@ -16,7 +16,7 @@ LIMIT_MAX: Final = 3_000
 """Those of Rancher; a limit of 0 or less asks for the most."""
 
 BESIDE: Final = 200
-"""More rows are filtered, sorted and written down beside the event loop: each takes 50 µs in all."""
+"""More rows are filtered, sorted and written down beside the event loop: each takes tens of microseconds."""
 
 Query = Sequence[tuple[str, str]]
 

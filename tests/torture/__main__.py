@@ -53,7 +53,7 @@ def torture_kills(places: Places, *, seed: int, time_s: float) -> None:
 
 
 def torture_calls(places: Places, *, seed: int, time_s: float) -> None:
-    """Every call of every verb of every driver, killed before it and failing; some 40 minutes for all of them."""
+    """Every call of every verb of every driver, killed before it and failing; an hour or two for all of them."""
     until_s = time.monotonic() + time_s
     benches: dict[str, Bench] = {}
     done = calls.Done()

@@ -47,6 +47,7 @@ class Scale:
         end_s = time.monotonic() + time_s * FILL_SHARE
         with ExitStack() as stack:
             full, empty = (stack.enter_context(_host(self._base / name)) for name in ("full", "empty"))
+            _make(empty, ["page"])  # a page of a list is as long there
             begun_s = time.monotonic()
             made, snapshots = _fill(full, volumes, end_s)
             trees = len(os.listdir(self._base / "full" / "scratch" / "fs0" / "pool" / "trees"))

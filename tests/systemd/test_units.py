@@ -89,7 +89,7 @@ def test_every_capability_has_its_reason_above_it() -> None:
 @pytest.mark.root
 def test_the_groups_and_the_directories_are_made(tmp_path: Path) -> None:
     (tmp_path / "etc").mkdir()
-    making = ["systemd-sysusers", f"--root={tmp_path}", units.UNITS / "sysusers.d" / "voldriver.conf"]
+    making = ["systemd-sysusers", f"--root={tmp_path}", str(units.UNITS / "sysusers.d" / "voldriver.conf")]
     subprocess.run(making, check=True, capture_output=True)
     run("systemd-tmpfiles", "--create", f"--root={tmp_path}", units.UNITS / "tmpfiles.d" / "voldriver.conf")
     groups = {line.partition(":")[0] for line in (tmp_path / "etc" / "group").read_text().splitlines()}

@@ -1,6 +1,7 @@
 """A daemon that is started as a service manager starts it: told where to report, handed sockets, with fewer rights."""
 
 import os
+import select
 import socket
 import subprocess
 import sys
@@ -96,11 +97,8 @@ class Supervised(Running):
         return self._has_more() or self._process.poll() is not None
 
     def _has_more(self) -> bool:
-        try:
-            self._told.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
-        except BlockingIOError:
-            return False
-        return True
+        readable, _, _ = select.select([self._told], [], [], 0)
+        return bool(readable)
 
 
 @contextmanager

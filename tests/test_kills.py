@@ -149,7 +149,7 @@ def test_a_quota_group_that_goes_while_it_is_read_is_none_and_keeps_no_pool_clos
 ) -> None:
     """Seen once in 400 kills: the kernel removes the group of a subvolume that it has just cleaned up."""
 
-    def fail(path: Path, *_: object, **__: object) -> str:
+    def fail(path: Path | str, *_: object, **__: object) -> str:
         raise OSError(number, os.strerror(number), str(path))
 
     with real_bench(places, "btrfs-quota") as bench:
@@ -157,6 +157,7 @@ def test_a_quota_group_that_goes_while_it_is_read_is_none_and_keeps_no_pool_clos
         identity = bench.driver._file_system_id  # type: ignore[attr-defined] # of the btrfs driver
         with monkeypatch.context() as patch, btrfs.opened(bench.pool_root) as fd:
             patch.setattr(Path, "read_text", fail)
+            patch.setattr(qgroup, "_number", fail)
             assert qgroup.group(identity, 256) is None
             qgroup.sweep(fd, identity)
 

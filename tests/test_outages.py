@@ -25,8 +25,8 @@ BLOCKS: Final = 64
 
 
 @pytest.fixture
-def outages(tmp_path: Path) -> Iterator[Outages]:
-    with places_in_memory(tmp_path) as places:
+def outages(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Outages]:
+    with places_in_memory(tmp_path_factory.mktemp("o")) as places:  # the path of a socket has 107 bytes at most
         yield Outages(places.base / "outages", seed=SEED)
 
 

@@ -36,6 +36,7 @@ unblocked.watch_daemon()
 async def main():
     {}
 asyncio.run(main())
+os._exit(0)
 """
 
 

@@ -165,7 +165,7 @@ def test_ready_is_said_when_both_sockets_are_served_and_stopping_at_the_end(daem
 def test_an_abort_by_the_watchdog_shows_where_each_thread_stood(daemon: Supervised) -> None:
     daemon.start()
     os.kill(daemon.pid, 6)
-    assert daemon.ended() == -6
+    assert daemon.ended() in {-6, -11}  # while it writes, threads that go on may trip it (Python 3.11.2)
     assert "Fatal Python error: Aborted" in daemon.log
     assert "base_events.py" in daemon.log
 

@@ -89,6 +89,17 @@ class _Pool:
         self._made = made
         self._now = now
         self._taken: set[Key] = set()
+        self._options_of: dict[model.VolumeId, TreeOptions] = {}
+        """Of the volumes that were taken."""
+        self._named: dict[str, model.Volume] = {}
+        for volume in found.told.volumes.values():
+            self._named.setdefault(volume.name, volume)
+        self._newest: dict[int, Key] = {}
+        """The latest content of each volume that is there."""
+        for key in found.keys:
+            letter, number = model.key_number(key)
+            if letter == "v":
+                self._newest[number] = max(self._newest.get(number, key), key, key=_content)
 
     def take(self) -> None:
         """Add its rows."""
@@ -102,7 +113,7 @@ class _Pool:
             self._take_unknown(key)
 
     def _take_volume(self, volume: model.Volume) -> None:
-        key = volume.key if volume.key in self._found.keys else self._newest(volume)
+        key = volume.key if volume.key in self._found.keys else self._newest.get(volume.id)
         shown = f"volume {volume.name} (pool {self._found.pool.name})"
         if key is None and volume.state in {model.VolumeState.REGISTERING, model.VolumeState.RESTORING}:
             self._made.notes.append(f"{shown}: it was being made, and is not there")
@@ -111,31 +122,22 @@ class _Pool:
             self._made.notes.append(f"{shown}: its tree {volume.key} is missing; it is listed and does not mount")
         elif key != volume.key:
             self._made.notes.append(f"{shown}: it has the content {key}, {volume.key} is not there any more")
-        options = self._options(volume)
         kept = key or volume.tree
-        self._add_tree(kept, options)
+        self._options_of[volume.id] = self._options(volume)
+        self._add_tree(kept, self._options_of[volume.id])
         self._made.volumes.append(replace(volume, pool_id=self._found.pool.id, key=kept))
 
-    def _newest(self, volume: model.Volume) -> Key | None:
-        """Return the latest content of a volume that is there."""
-        mine = [key for key in self._found.keys if key.startswith(f"v{volume.id}.")]
-        return max(mine, key=_content, default=None)
-
     def _take_snapshot(self, snapshot: model.Snapshot) -> None:
-        volume = self._found.told.volumes.get(snapshot.volume_id)
-        if volume is None or volume.state is model.VolumeState.PURGED or volume not in self._known():
+        if snapshot.volume_id not in self._options_of:
             return
         if snapshot.key not in self._found.keys:
+            name = self._found.told.volumes[snapshot.volume_id].name
             self._made.notes.append(
-                f"snapshot {snapshot.shown_name} of volume {volume.name}: its tree is missing; it is forgotten"
+                f"snapshot {snapshot.shown_name} of volume {name}: its tree is missing; it is forgotten"
             )
             return
-        self._add_tree(snapshot.tree, self._options(volume))
+        self._add_tree(snapshot.tree, self._options_of[snapshot.volume_id])
         self._made.snapshots.append(snapshot)
-
-    def _known(self) -> list[model.Volume]:
-        ids = {volume.id for volume in self._made.volumes}
-        return [volume for volume in self._found.told.volumes.values() if volume.id in ids]
 
     def _take_unknown(self, key: Key) -> None:
         """Take a tree that nothing of the copy points to: as rubbish if the copy knows why, else as a volume."""
@@ -183,13 +185,13 @@ class _Pool:
 
     def _options(self, volume: model.Volume) -> TreeOptions:
         """Return what a volume's tree was made with, as far as its options tell; those of a clone are its origin's."""
-        given = volume
-        for _ in range(len(self._found.told.volumes)):
-            source = names.parse_options(given.options).source
-            if not isinstance(source, names.Source):
+        given, seen = volume, {volume.id}
+        while isinstance(source := names.parse_options(given.options).source, names.Source):
+            origin = self._named.get(source.volume)
+            if origin is None or origin.id in seen:  # each has the name of the other's origin: one was made again
                 break
-            origin = source.volume
-            given = next((each for each in self._found.told.volumes.values() if each.name == origin), given)
+            seen.add(origin.id)
+            given = origin
         wanted = replace(creation.asked_of_tree(names.parse_options(given.options)), size_bytes=volume.size_bytes)
         try:
             return self._found.driver.complete(wanted)
@@ -211,13 +213,14 @@ def _number_recovered(made: Plan, found: list[Found]) -> None:
     numbers += [model.key_number(key)[1] for each in found for key in each.keys if key.startswith("v")]
     numbers += [int(volume_id) for each in found for volume_id in each.told.volumes]
     last = max(numbers, default=0)
+    trees = {tree.key: tree for tree in made.trees}
     for place, volume in enumerate(made.volumes):
         if volume.id != 0:
             continue
         last += 1
         mine = replace(volume, id=model.VolumeId(last))
         if volume.tree.startswith("s"):
-            origin = next(tree for tree in made.trees if tree.key == volume.key)
+            origin = trees[volume.tree]
             key = model.volume_key(mine.id, 1)
             made.trees.append(replace(origin, key=key, source=origin.key))
             mine = replace(mine, key=key, content=1, state=model.VolumeState.REGISTERING)

@@ -1,17 +1,22 @@
 """A database that is lost, damaged or older than its pools: what is refused, what comes back, and what that needs."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
 
 from tests.commands import Voldriver
+from tests.engines import Bench
 from tests.running import Running, scratch_config
 from tests.scratch import Scratch
 from voldriverd import config, daemon, store
 from voldriverd.cli import daemon as cli
-from voldriverd.engine import remembered
+from voldriverd.driver import Key
+from voldriverd.engine import rebuild, remembered
+from voldriverd.engine.context import utc_now
 from voldriverd.errors import InUse, Unusable
+from voldriverd.model import VolumeState
 
 pytestmark = pytest.mark.root
 
@@ -199,6 +204,33 @@ def test_trees_newer_than_the_catalogue_come_back_as_volumes(running: Running) -
         cli_of(running, "volume", "mount", "recovered-v2.1")
         cli_of(running, "volume", "create", "c", "-d", "btrfs")
         assert running.api("GET", "/v1/volumes?name=c").body["data"][0]["id"] == "1v5"
+
+
+def test_a_snapshot_of_a_volume_whose_line_is_damaged_comes_back(running: Running) -> None:
+    with running:
+        cli_of(running, "volume", "create", "a", "-d", "btrfs")
+        (Path(cli_of(running, "volume", "mount", "a").strip()) / "file").write_text("frozen")
+        cli_of(running, "volume", "unmount", "a")
+        cli_of(running, "snapshot", "create", "a", "one")
+        running.stop()
+        for path in pool_paths(running):
+            path.write_bytes(path.read_bytes().replace(b'{"volume":', b'{"v"olume":'))
+        lose(running)
+        assert "lines of its catalogue make no sense" in rebuilt(running, "--yes").stdout
+        running.start()
+        assert set(cli_of(running, "volume", "ls", "-q").split()) == {"recovered-v1.1", "recovered-s1"}
+        assert content(running, "recovered-s1") == "frozen"
+
+
+@pytest.mark.parametrize("state", [VolumeState.INACTIVE, VolumeState.REVERTING])
+def test_a_content_newer_than_the_one_that_is_taken_is_never_destroyed(bench: Bench, state: VolumeState) -> None:
+    """The copy may end between the two commits of a revert, before what was acknowledged and written since."""
+    volume = replace(bench.create("a"), state=state, content=2)
+    bench.driver.clone(volume.tree, Key("v1.2"), read_only=False)
+    pool = next(iter(bench.engine.pools)).row
+    told = remembered.Remembered({volume.id: volume})
+    plan = rebuild.plan([rebuild.Found(pool, bench.driver, frozenset(bench.driver.trees()), told)], utc_now())
+    assert {made.name: made.key for made in plan.volumes} == {"a": "v1.1", "recovered-v1.2": "v1.2"}
 
 
 def test_an_older_database_loses_nothing_either(running: Running) -> None:

@@ -3,8 +3,9 @@
 Nothing in a pool is changed by it. Every tree gets a row, and every volume and snapshot of the copies whose tree is
 there; verbs that had not ended are ended by the recovery of the next start. A tree that the copy, at most a second
 behind, does not know comes back as a volume `recovered-<key>`: one of a volume as it is, that of a snapshot as a clone.
-What the copy knows as destroyed is destroyed then. Not in the copies, and lost with the database: API keys, targets
-(`backup scan` finds their backups again) and who holds what (the kernel is asked).
+What the copy knows as destroyed, or as content older than the one that is taken, is destroyed then. Not in the copies,
+and lost with the database: API keys, targets (`backup scan` finds their backups again) and who holds what (the kernel
+is asked).
 """
 
 import uuid
@@ -91,6 +92,8 @@ class _Pool:
         self._taken: set[Key] = set()
         self._options_of: dict[model.VolumeId, TreeOptions] = {}
         """Of the volumes that were taken."""
+        self._key_of: dict[model.VolumeId, Key] = {}
+        """The same."""
         self._named: dict[str, model.Volume] = {}
         for volume in found.told.volumes.values():
             self._named.setdefault(volume.name, volume)
@@ -122,10 +125,10 @@ class _Pool:
             self._made.notes.append(f"{shown}: its tree {volume.key} is missing; it is listed and does not mount")
         elif key != volume.key:
             self._made.notes.append(f"{shown}: it has the content {key}, {volume.key} is not there any more")
-        kept = key or volume.tree
+        self._key_of[volume.id] = key or volume.tree
         self._options_of[volume.id] = self._options(volume)
-        self._add_tree(kept, self._options_of[volume.id])
-        self._made.volumes.append(replace(volume, pool_id=self._found.pool.id, key=kept))
+        self._add_tree(self._key_of[volume.id], self._options_of[volume.id])
+        self._made.volumes.append(replace(volume, pool_id=self._found.pool.id, key=self._key_of[volume.id]))
 
     def _take_snapshot(self, snapshot: model.Snapshot) -> None:
         if snapshot.volume_id not in self._options_of:
@@ -142,17 +145,10 @@ class _Pool:
     def _take_unknown(self, key: Key) -> None:
         """Take a tree that nothing of the copy points to: as rubbish if the copy knows why, else as a volume."""
         letter, number = model.key_number(key)
-        told = self._found.told
-        options = TreeOptions()
-        if letter == "v" and (volume := told.volumes.get(model.VolumeId(number))) is not None:
-            options = self._options(volume)
-            is_rubbish = volume.state is model.VolumeState.PURGED or _content(key) <= volume.content
-        elif letter == "s":
-            is_rubbish = model.SnapshotId(number) in told.snapshots
-        else:
-            is_rubbish = letter != "v"
+        origin = self._found.told.volumes.get(model.VolumeId(number)) if letter == "v" else None
+        options = TreeOptions() if origin is None else self._options(origin)
         self._add_tree(key, options)
-        if is_rubbish:
+        if self._is_rubbish(key):
             self._made.notes.append(f"tree {key} (pool {self._found.pool.name}): nothing needs it; it is destroyed")
             return
         volume = self._recovered(key, options)
@@ -160,6 +156,22 @@ class _Pool:
         self._made.notes.append(
             f"tree {key} (pool {self._found.pool.name}): newer than the catalogue; it comes back as {volume.name}"
         )
+
+    def _is_rubbish(self, key: Key) -> bool:
+        """Tell whether the copy knows why nothing points to a tree any more; the base of a backup is made again."""
+        letter, number = model.key_number(key)
+        volumes, snapshot = self._found.told.volumes, self._found.told.snapshots.get(model.SnapshotId(number))
+        if letter == "v":
+            volume = volumes.get(model.VolumeId(number))
+        elif letter == "s":
+            volume = None if snapshot is None else volumes.get(snapshot.volume_id)
+        else:
+            return True
+        if volume is not None and volume.state is model.VolumeState.PURGED:
+            return True
+        if letter == "s":
+            return snapshot is not None and snapshot.state is model.SnapshotState.REMOVED
+        return volume is not None and _content(key) < _content(self._key_of[volume.id])
 
     def _recovered(self, key: Key, options: TreeOptions) -> model.Volume:
         return model.Volume(

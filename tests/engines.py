@@ -5,9 +5,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
-from typing import TypeVar
+from typing import Final, TypeVar
 
-from tests.memory import Memory, Switch
+from tests.memory import Memory, Switch, lose_power
 from tests.scratch import unmount_under
 from voldriverd import model, names, store
 from voldriverd.driver import Key, TreeOptions
@@ -18,19 +18,33 @@ from voldriverd.store.write import Write
 
 _T = TypeVar("_T")
 
+LOSSES: Final = ("nothing", "of the pool", "of the database", "all")
+"""What a loss of power may take of what was not waited for: a pool and the database lie on different disks."""
+
 
 class CutStore(store.Store):
-    """A store whose power can go just before and just after every commit."""
+    """A store whose power can go just before and just after every commit, and with it what was not waited for."""
 
     def __init__(self, root: Path, switch: Switch) -> None:
         self._switch = switch
+        self._files = (root / store.FILE_NAME, root / f"{store.FILE_NAME}-wal")
         super().__init__(root)
+        self._synced_bytes = self._files[1].stat().st_size
 
-    def commit(self, change: Callable[[Write], _T], *, is_vital: bool = False) -> _T:
+    def commit(self, change: Callable[[Write], _T], *, is_vital: bool = False, is_implied: bool = False) -> _T:
         self._switch.step("before commit")
-        result = super().commit(change, is_vital=is_vital)
+        result = super().commit(change, is_vital=is_vital, is_implied=is_implied)
+        if not is_implied:
+            self._synced_bytes = self._files[1].stat().st_size
         self._switch.step("after commit")
         return result
+
+    def lose_power(self) -> None:
+        """End, and leave of the journal only what a commit has waited for."""
+        content, journal = (file.read_bytes() for file in self._files)
+        self.close()
+        for file, data in zip(self._files, (content, journal[: self._synced_bytes]), strict=True):
+            file.write_bytes(data)
 
 
 class Bench:
@@ -85,6 +99,12 @@ class Bench:
     def close(self) -> None:
         if hasattr(self, "store"):
             self.store.close()
+
+    def lose_power(self, loss: str) -> None:
+        """Leave on the disks what one of LOSSES may leave."""
+        lose_power(self.pool_root, keeps_cache=loss in {"nothing", "of the database"})
+        if loss in {"of the database", "all"}:
+            self.store.lose_power()
 
     def unmount_all(self) -> None:
         unmount_under(self.root / "mounts")

@@ -12,7 +12,7 @@ import pytest
 
 from tests import backing
 from tests.engines import Bench
-from tests.memory import PowerCut, lose_power
+from tests.memory import PowerCut
 from voldriverd import model
 from voldriverd.engine import backups, keeping, targets, trash
 from voldriverd.jobs import Job
@@ -111,9 +111,9 @@ def _prepare(bench: Bench) -> None:
     bench.upkeep()
 
 
-@pytest.mark.parametrize("keeps_cache", [True, False], ids=["cache kept", "cache lost"])
+@pytest.mark.parametrize("loss", ["nothing", "all"])
 @pytest.mark.parametrize("name", VERBS)
-def test_a_cut_at_every_step_leaves_whole_backups_and_no_others(bench: Bench, name: str, *, keeps_cache: bool) -> None:
+def test_a_cut_at_every_step_leaves_whole_backups_and_no_others(bench: Bench, name: str, loss: str) -> None:
     verb = VERBS[name]
     for step in range(STEPS_MAX):
         bench.renew()
@@ -128,7 +128,7 @@ def test_a_cut_at_every_step_leaves_whole_backups_and_no_others(bench: Bench, na
         bench.switch.cut_at = None
         steps = list(bench.switch.steps)
         bench.unmount_all()
-        lose_power(bench.pool_root, keeps_cache=keeps_cache)
+        bench.lose_power(loss)
         bench.restart()
         _check(bench, verb, was_cut=was_cut, where=f"after {steps}")
         if not was_cut:

@@ -9,8 +9,8 @@ from typing import Final
 
 import pytest
 
-from tests.engines import Bench
-from tests.memory import PowerCut, lose_power
+from tests.engines import LOSSES, Bench
+from tests.memory import PowerCut
 from voldriverd import model
 from voldriverd.driver import Key
 from voldriverd.engine import snapshots, trash, volumes
@@ -158,9 +158,9 @@ def _prepare(bench: Bench) -> Promises:
     )
 
 
-@pytest.mark.parametrize("keeps_cache", [True, False], ids=["cache kept", "cache lost"])
+@pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize("name", VERBS)
-def test_a_cut_at_every_step_leaves_what_was_promised(bench: Bench, name: str, *, keeps_cache: bool) -> None:
+def test_a_cut_at_every_step_leaves_what_was_promised(bench: Bench, name: str, loss: str) -> None:
     verb = VERBS[name]
     for step in range(STEPS_MAX):
         bench.renew()
@@ -177,7 +177,7 @@ def test_a_cut_at_every_step_leaves_what_was_promised(bench: Bench, name: str, *
         if not was_cut:
             verb.done(told)
         bench.unmount_all()
-        lose_power(bench.pool_root, keeps_cache=keeps_cache)
+        bench.lose_power(loss)
         bench.restart()
         _check(bench, told, unsure=verb.unsure if was_cut else frozenset(), steps=steps)
         if not was_cut:
@@ -239,7 +239,7 @@ def test_a_retried_create_after_a_cut_succeeds(bench: Bench) -> None:
             bench.create("db")
         except PowerCut:
             bench.switch.cut_at = None
-            lose_power(bench.pool_root, keeps_cache=False)
+            bench.lose_power("all")
             bench.restart()
             bench.create("db")
             assert bench.read("db") == ""

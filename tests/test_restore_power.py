@@ -11,7 +11,7 @@ from typing import Final
 import pytest
 
 from tests.engines import Bench
-from tests.memory import PowerCut, lose_power
+from tests.memory import PowerCut
 from tests.restoring import restore, restore_as
 from voldriverd import model
 from voldriverd.engine import backups, restores, snapshots, supplies, targets
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.root
 STEPS_MAX: Final = 60
 """No restore has more; a loop that does not end fails here."""
 
-either_way = pytest.mark.parametrize("keeps_cache", [True, False], ids=["cache kept", "cache lost"])
+either_way = pytest.mark.parametrize("loss", ["nothing", "all"])
 
 
 @pytest.fixture
@@ -73,9 +73,9 @@ def _is_cut(bench: Bench, step: int, work: Callable[[], object]) -> bool:
     return False
 
 
-def _recover(bench: Bench, *, keeps_cache: bool) -> None:
+def _recover(bench: Bench, loss: str) -> None:
     bench.unmount_all()
-    lose_power(bench.pool_root, keeps_cache=keeps_cache)
+    bench.lose_power(loss)
     bench.restart()
 
 
@@ -103,7 +103,7 @@ def _check_rest(bench: Bench, where: str) -> None:
 
 @either_way
 def test_an_existing_volume_is_as_before_or_as_restored(
-    bench: Bench, prepared: Callable[[], model.Backup], *, keeps_cache: bool
+    bench: Bench, prepared: Callable[[], model.Backup], loss: str
 ) -> None:
     seen = set()
     for step in range(STEPS_MAX):
@@ -111,7 +111,7 @@ def test_an_existing_volume_is_as_before_or_as_restored(
         was_cut = _is_cut(bench, step, lambda: restore(bench.engine, bench.volume("other"), backup, Job("restore")))  # noqa: B023 - it is called at once
         where = f"after {bench.switch.steps}"
         has_begun = "before commit" in bench.switch.steps
-        _recover(bench, keeps_cache=keeps_cache)
+        _recover(bench, loss)
         _check_rest(bench, where)
         volume = bench.volume("other")
         kept = [bench.read_key(each.tree) for each in bench.store.snapshots(volume.id)]
@@ -130,14 +130,14 @@ def test_an_existing_volume_is_as_before_or_as_restored(
 
 @either_way
 def test_a_new_volume_is_absent_or_there_in_the_end(
-    bench: Bench, prepared: Callable[[], model.Backup], *, keeps_cache: bool
+    bench: Bench, prepared: Callable[[], model.Backup], loss: str
 ) -> None:
     for step in range(STEPS_MAX):
         backup = prepared()
         was_cut = _is_cut(bench, step, lambda: restore_as(bench.engine, "new", backup, {}, Job("restore")))  # noqa: B023 - it is called at once
         where = f"after {bench.switch.steps}"
         has_begun = "before commit" in bench.switch.steps
-        _recover(bench, keeps_cache=keeps_cache)
+        _recover(bench, loss)
         assert (bench.store.volume_named("new") is not None) == has_begun, where
         _take_up(bench, backup)
         _check_rest(bench, where)
@@ -151,16 +151,14 @@ def test_a_new_volume_is_absent_or_there_in_the_end(
 
 
 @either_way
-def test_what_is_taken_up_may_be_cut_again(
-    bench: Bench, prepared: Callable[[], model.Backup], *, keeps_cache: bool
-) -> None:
+def test_what_is_taken_up_may_be_cut_again(bench: Bench, prepared: Callable[[], model.Backup], loss: str) -> None:
     for step in range(STEPS_MAX):
         backup = prepared()
         assert _is_cut(bench, 3, lambda: restore_as(bench.engine, "new", backup, {}, Job("restore")))  # noqa: B023 - it is called at once
-        _recover(bench, keeps_cache=keeps_cache)
+        _recover(bench, loss)
         was_cut = _is_cut(bench, step, lambda: _take_up(bench, backup))  # noqa: B023 - it is called at once
         where = f"after {bench.switch.steps}"
-        _recover(bench, keeps_cache=keeps_cache)
+        _recover(bench, loss)
         _take_up(bench, backup)
         _check_rest(bench, where)
         assert bench.read("new") == "two", where
@@ -172,15 +170,15 @@ def test_what_is_taken_up_may_be_cut_again(
 
 @either_way
 def test_one_that_nobody_wants_any_more_leaves_nothing(
-    bench: Bench, prepared: Callable[[], model.Backup], *, keeps_cache: bool
+    bench: Bench, prepared: Callable[[], model.Backup], loss: str
 ) -> None:
     for step in range(STEPS_MAX):
         backup = prepared()
         assert _is_cut(bench, 4, lambda: restore_as(bench.engine, "new", backup, {}, Job("restore")))  # noqa: B023 - it is called at once
-        _recover(bench, keeps_cache=keeps_cache)
+        _recover(bench, loss)
         (volume,) = restores.resumable(bench.engine)
         was_cut = _is_cut(bench, step, lambda: restores.give_up_new(bench.engine, volume.id))  # noqa: B023 - it is called at once
-        _recover(bench, keeps_cache=keeps_cache)
+        _recover(bench, loss)
         _take_up(bench, backup)
         _check_rest(bench, f"after {bench.switch.steps}")
         if not was_cut:

@@ -189,6 +189,26 @@ def test_a_failed_change_leaves_rows_and_memory(database: store.Store) -> None:
     put(database, volume(2, "next"))
 
 
+def test_every_commit_waits_for_the_disk_but_one_that_is_implied(database: store.Store) -> None:
+    def level(write: Write) -> int:
+        return int(write._connection.execute("PRAGMA synchronous").fetchone()[0])
+
+    def failing(write: Write) -> None:
+        level(write)
+        raise RuntimeError
+
+    full, normal = 2, 1  # sqlite.org/pragma.html#pragma_synchronous: in WAL a commit is synced with FULL only
+    assert [database.commit(level, is_implied=each) for each in (False, True, True, False)] == [
+        full,
+        normal,
+        normal,
+        full,
+    ]
+    with pytest.raises(RuntimeError):
+        database.commit(failing, is_implied=True)
+    assert database.commit(level) == full
+
+
 def test_a_live_name_is_unique_and_a_trashed_one_free(database: store.Store) -> None:
     put(database, volume(1, "db"))
     with pytest.raises(Exists):

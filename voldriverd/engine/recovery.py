@@ -75,13 +75,13 @@ def _recover_pool(engine: Engine, pool: pools.Pool, driver: Driver) -> None:
 
 
 def _end_verb(engine: Engine, driver: Driver, volume: model.Volume, on_disk: set[Key]) -> None:
-    if volume.state is VolumeState.REGISTERING:
-        _end_create(engine, driver, volume, on_disk)
+    if volume.state is VolumeState.REGISTERING and _origin(engine, volume) is not None:
+        _end_clone(engine, driver, volume, on_disk)
         return
     if volume.state is VolumeState.RESTORING and restores.is_new(volume):
         return  # the service takes that up
     resting = volume
-    if volume.state in {VolumeState.REVERTING, VolumeState.UPDATING}:
+    if volume.state in {VolumeState.REGISTERING, VolumeState.REVERTING, VolumeState.UPDATING}:
         resting = replace(volume, state=VolumeState.INACTIVE)
     elif volume.state is VolumeState.RESTORING:
         resting = replace(volume, state=VolumeState.INACTIVE, message=restores.interrupted(volume))
@@ -96,23 +96,27 @@ def _end_verb(engine: Engine, driver: Driver, volume: model.Volume, on_disk: set
         engine.store.commit(lambda write: write.put_volume(resting), is_vital=True)
 
 
-def _end_create(engine: Engine, driver: Driver, volume: model.Volume, on_disk: set[Key]) -> None:
+def _end_clone(engine: Engine, driver: Driver, volume: model.Volume, on_disk: set[Key]) -> None:
+    """Make a begun clone, or drop its row: nobody was told that there is one before its tree was there to stay."""
     tree = engine.store.tree(volume.tree)
     assert tree is not None, f"volume {volume.name} has no tree row"
     try:
         if tree.key not in on_disk:
-            if tree.source is not None and tree.source not in on_disk:
+            if tree.source not in on_disk:
                 raise NotFound(f"cannot create volume {volume.name}: its source is gone")
             volumes.finish_create(engine, creation.Plan(volume, tree), driver)
             return
-        ready = replace(volume, state=VolumeState.INACTIVE)
-        if tree.source is not None:
-            ready = _resized(driver, ready)
+        ready = _resized(driver, replace(volume, state=VolumeState.INACTIVE))
         engine.store.commit(lambda write: write.put_volume(ready))
     except Error as err:
         _log.warning("verb=recover volume=%s result=%s", volume.name, err)
         if engine.store.volume(volume.id) is not None:
             engine.store.commit(lambda write: write.delete_volume(volume), is_vital=True)
+
+
+def _origin(engine: Engine, volume: model.Volume) -> Key | None:
+    tree = engine.store.tree(volume.tree)
+    return None if tree is None else tree.source
 
 
 def _resized(driver: Driver, volume: model.Volume) -> model.Volume:

@@ -1,8 +1,9 @@
 """The only truth about pools, volumes, snapshots, backups, mounts, trees and API keys: SQLite in the root directory.
 
-WAL with synchronous=FULL: a commit survives power loss when it returns. Beside it stands a copy in
-memory of what must be answered at any time (volumes, mounts, snapshot summaries, targets, API keys), replaced
-after each commit. Trees, snapshots and backups are read from the database.
+WAL with synchronous=FULL: a commit survives power loss when it returns, unless the caller has said that recovery comes
+to it without (`is_implied`). Beside it stands a copy in memory of what must be answered at any time (volumes, mounts,
+snapshot summaries, targets, API keys), replaced after each commit. Trees, snapshots and backups are read from the
+database.
 
 A commit takes a function, so that a vital one (unmount, remove, purge) can be tried again after some
 of the ballast was given up on a full disk.
@@ -14,7 +15,7 @@ import sqlite3
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, closing
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -47,7 +48,7 @@ class Store:
     """The database and its copy in memory; any thread may use it."""
 
     def __init__(self, root: Path) -> None:
-        """Open or make the database in a directory. Raises Unusable: damaged, newer, or no room."""
+        """Open, make or upgrade the database in a directory. Raises Unusable: damaged, newer, or no room."""
         self._path = root / FILE_NAME
         self._ballast = Ballast(root / "ballast")
         self._lock = threading.RLock()
@@ -63,8 +64,12 @@ class Store:
             self._reader.close()
             self._connection.close()
 
-    def commit(self, change: Callable[[Write], _T], *, is_vital: bool = False) -> _T:
+    def commit(self, change: Callable[[Write], _T], *, is_vital: bool = False, is_implied: bool = False) -> _T:
         """Run a change in one transaction; when this returns it survives power loss.
+
+        `is_implied`: recovery would come to the same from what is committed already, and so the disk is not waited for.
+        The change survives the end of the process; power loss may take it, alone or with the implied ones before it,
+        until the next commit that is not implied (sqlite.org/wal.html, one journal for all).
 
         A change may run twice and must do nothing but write rows. Raises Exists (a name is taken)
         and Unusable (the disk is full or failing); then nothing has changed.
@@ -72,7 +77,7 @@ class Store:
         with self._lock:
             while True:
                 try:
-                    return self._attempt(change)
+                    return self._attempt(change, is_synced=not is_implied)
                 except sqlite3.IntegrityError as err:
                     raise Exists(f"cannot write: {err}") from err
                 except sqlite3.Error as err:
@@ -320,7 +325,9 @@ class Store:
                     os.close(os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))  # and so the journal
                     self._refuse_damage()
                     self._connection = opened.enter_context(closing(connection.connect(self._path)))
-                    self._prepare()
+                    self._is_synced = True
+                    self.put_aside = schema.prepare(self._connection, self._path, datetime.now(UTC))
+                    """The copy of what the database was before it was upgraded, made now; None if none was."""
                     self._reader = opened.enter_context(closing(connection.connect(self._path)))
                     self._load()
                 except (sqlite3.Error, OSError) as err:
@@ -337,14 +344,6 @@ class Store:
                 f"cannot open database {self._path}: it is damaged ({damage}) and left as it is; "
                 "voldriverd rebuild makes a new one from what lies in the pools"
             )
-
-    def _prepare(self) -> None:
-        found = self._connection.execute("PRAGMA user_version").fetchone()[0]
-        if found > schema.VERSION:
-            raise Unusable(
-                f"cannot open database {self._path}: it has version {found}, this daemon knows up to {schema.VERSION}"
-            )
-        schema.prepare(self._connection, found)
 
     def _load(self) -> None:
         self._volumes = {
@@ -380,7 +379,10 @@ class Store:
         )
         return int(found.fetchone()[0])
 
-    def _attempt(self, change: Callable[[Write], _T]) -> _T:
+    def _attempt(self, change: Callable[[Write], _T], *, is_synced: bool) -> _T:
+        if is_synced is not self._is_synced:
+            connection.set_synced(self._connection, is_synced=is_synced)
+            self._is_synced = is_synced
         write = Write(self._connection)
         self._connection.execute("BEGIN IMMEDIATE")
         try:

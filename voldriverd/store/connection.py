@@ -32,6 +32,11 @@ def connect_to_read(path: Path) -> sqlite3.Connection:
     return sqlite3.connect(uri, uri=True, isolation_level=None)
 
 
+def set_synced(connection: sqlite3.Connection, *, is_synced: bool) -> None:
+    """Choose whether commits to come wait for the disk; those before, and checkpoints, do in any case."""
+    connection.execute(f"PRAGMA synchronous = {'FULL' if is_synced else 'NORMAL'}")
+
+
 def is_damage(err: sqlite3.Error) -> bool:
     """Tell whether an error says that the file is not what it was written as."""
     return getattr(err, "sqlite_errorcode", 0) & 0xFF in {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}

@@ -1,11 +1,18 @@
 """The tables of the first version, and the steps from each version to the next.
 
-A new database takes all steps too: there is one account of what a table looks like.
+A new database takes all steps too: there is one account of what a table looks like. One that is older is copied aside
+first (`aside`), and a newer one is refused.
 """
 
 import os
 import sqlite3
+from datetime import datetime
+from pathlib import Path
 from typing import Final
+
+from voldriverd.errors import Unusable
+from voldriverd.store import aside
+from voldriverd.store import connection as connecting
 
 VERSION: Final = 2
 """Kept in `PRAGMA user_version`; a newer one in the file is refused."""
@@ -153,14 +160,43 @@ CREATE INDEX backups_going ON backups (id) WHERE state IN ('creating', 'removing
 """From version N to N + 1."""
 
 
-def prepare(connection: sqlite3.Connection, found: int) -> None:
-    """Bring a database from the version found, 0 for an empty one, to the present one in one transaction.
+def prepare(connection: sqlite3.Connection, path: Path, now: datetime) -> Path | None:
+    """Bring a database to the present version in one transaction; return the copy of what it was, None if none was made.
 
-    What is cut off leaves the version found: the connection is closed without a commit.
+    A new database takes all steps and leaves no copy. What fails or is cut off leaves the version found: the connection
+    is closed without a commit. Raises Unusable (it is newer, there is no room for a copy, a step fails) and, where a
+    step found the disk full, sqlite3.Error.
     """
+    found: int = connection.execute("PRAGMA user_version").fetchone()[0]
+    if found > VERSION:
+        raise Unusable(_refusal(path, found))
     steps = [MIGRATIONS[number] for number in range(max(found, 1), VERSION)]
     if found == 0:
-        steps = [SCHEMA, f"INSERT INTO seals VALUES (X'{os.urandom(_SEAL_BYTES).hex()}');", *steps]
+        _run(connection, [SCHEMA, f"INSERT INTO seals VALUES (X'{os.urandom(_SEAL_BYTES).hex()}');", *steps])
+        return None
     if not steps:
-        return
+        return None
+    copy = aside.keep(connection, path, found, now)
+    try:
+        _run(connection, steps)
+    except sqlite3.Error as err:
+        if connecting.is_full(err):
+            raise
+        what = f"cannot upgrade database {path} from version {found} to {VERSION}"
+        raise Unusable(f"{what}: {err}; it is left as it was, and a copy of it is {copy}") from err
+    aside.prune(path, copy)
+    return copy
+
+
+def _run(connection: sqlite3.Connection, steps: list[str]) -> None:
     connection.executescript(f"BEGIN IMMEDIATE; {' '.join(steps)} PRAGMA user_version = {VERSION}; COMMIT;")
+
+
+def _refusal(path: Path, found: int) -> str:
+    """Say what to do with a database of a newer version."""
+    known = [copy for copy in aside.copies(path) if aside.version(path, copy) <= VERSION]
+    back = f"or go back to what was put aside before the upgrade, {known[0]}" if known else "no copy of before is here"
+    return (
+        f"cannot open database {path}: it has version {found}, this daemon knows up to {VERSION}; "
+        f"install a release that knows version {found}, {back} (docs/upgrade.md)"
+    )

@@ -25,13 +25,24 @@ what all other trees have dirty. What programs did not fsync is written within 3
 
 import errno
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Final
 
 from drivers import binding, btrfs_streams, difference
-from voldriverd.driver import RECLAIM_S, Capability, Change, Key, Stream, StreamFormat, TreeOptions, Usage, User
+from voldriverd.driver import (
+    RECLAIM_S,
+    Adopted,
+    Capability,
+    Change,
+    Key,
+    Stream,
+    StreamFormat,
+    TreeOptions,
+    Usage,
+    User,
+)
 from voldriverd.errors import Exists, InUse, Invalid, NotFound, Unsupported, Unusable
 from voldriverd.kernel import btrfs, fs, mount, nested, qgroup, send
 from voldriverd.kernel.qgroup import Mode
@@ -121,18 +132,48 @@ class Btrfs:
             self._check_absent("clone", target)
             limit = self._limit_of_clone(trees, fd)
             try:
-                inside = btrfs.descendants(fd, btrfs.subvolume_id(fd))
-                if not inside:
-                    btrfs.snapshot(fd, trees, target, read_only=read_only, limit=limit)
-                else:
-                    with _part(trees, target) as part:
-                        nested.snapshot(fd, inside, trees, part, read_only=read_only, limit=limit)
-                    fs.sync_directory(self._trees)
+                self._snapshot(fd, trees, target, read_only=read_only, limit=limit)
             except OSError as err:
                 if err.errno != errno.ETXTBSY:
                     raise
                 raise InUse(f"cannot clone tree {source}: a swap file in it is active") from err
             self._correct_inherited(trees, fd, target, limit)
+
+    def adopt(
+        self, key: Key, source: Path, options: TreeOptions, *, read_only: bool, advance: Callable[[int], None]
+    ) -> Adopted:
+        """Snapshot a subvolume of the pool's file system; of a plain directory there copy every file by reflink.
+
+        A snapshot has no options of its own: with nocow, with compression, and with a size under full quotas, where
+        the source would get the limit too, the files are copied.
+        """
+        with btrfs.opened(self._trees) as trees:
+            self._check_absent("adopt", key)
+            if not btrfs.is_same_file_system(source, self._trees):
+                return Adopted.NOT
+            is_copied = options.nocow or options.compression or (options.size_bytes and self._quota is Mode.FULL)
+            if _is_root(source) and not is_copied:
+                fd = os.open(source, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+                try:
+                    limit = self._limit_of_adopted(fd, options)
+                    self._snapshot(fd, trees, key, read_only=read_only, limit=limit)
+                finally:
+                    os.close(fd)
+                return Adopted.INSTANT
+            if _is_fixed(source):
+                return Adopted.NOT
+            with btrfs_streams.staged(self._staging, key) as place:
+                built = btrfs_streams.copied(
+                    place,
+                    source,
+                    self._file_system_id,
+                    dress=lambda fd: _dress_data(fd, options),
+                    advance=advance,
+                )
+                with btrfs.opened(place / built.name) as fd:
+                    limit = self._limit_of_received(fd, built, options)
+                    btrfs.snapshot(fd, trees, key, read_only=read_only, limit=limit)
+            return Adopted.COPY
 
     def remove(self, key: Key) -> None:
         """Destroy a subvolume and those nested in it; not committed, and its space comes back later."""
@@ -269,6 +310,16 @@ class Btrfs:
         fs.sync_directory(self._trees)
         return (_NOCOW_NOTE,) if options.nocow else ()
 
+    def _snapshot(self, fd: int, trees: int, target: Key, *, read_only: bool, limit: btrfs.Limit | None) -> None:
+        """Snapshot a subvolume with those nested in it; committed when this returns."""
+        inside = btrfs.descendants(fd, btrfs.subvolume_id(fd))
+        if not inside:
+            btrfs.snapshot(fd, trees, target, read_only=read_only, limit=limit)
+            return
+        with _part(trees, target) as part:
+            nested.snapshot(fd, inside, trees, part, read_only=read_only, limit=limit)
+        fs.sync_directory(self._trees)
+
     @contextmanager
     def _tree(self, verb: str, key: Key) -> Iterator[int]:
         """Open a tree's root directory. Raises NotFound."""
@@ -330,6 +381,16 @@ class Btrfs:
         inherited = qgroup.inherited(trees, subvolume_id) + group.referenced_bytes
         return qgroup.limit(size_bytes=group.limit_bytes, inherited_bytes=inherited)
 
+    def _limit_of_adopted(self, fd: int, options: TreeOptions) -> btrfs.Limit | None:
+        """Return the wanted size, or what a subvolume that is no tree of ours has already if that is more."""
+        if self._quota is not Mode.SIMPLE:
+            return None
+        subvolume_id = btrfs.subvolume_id(fd)
+        group = qgroup.group(self._file_system_id, subvolume_id)
+        used_bytes = 0 if group is None else group.referenced_bytes
+        size_bytes = None if options.size_bytes is None else max(options.size_bytes, used_bytes)
+        return qgroup.limit(size_bytes=size_bytes, inherited_bytes=used_bytes)
+
     def _limit_of_received(self, fd: int, built: btrfs_streams.Built, options: TreeOptions) -> btrfs.Limit | None:
         """Return the wanted size, or what the tree has already if that is more; a group of full quotas has it then."""
         if self._quota is Mode.SIMPLE:
@@ -366,6 +427,20 @@ def _is_subvolume(path: Path) -> bool:
         return path.lstat().st_ino == btrfs.BTRFS_FIRST_FREE_OBJECTID
     except FileNotFoundError:
         return False
+
+
+def _is_root(path: Path) -> bool:
+    """Tell whether a directory of a btrfs is the root of a subvolume; links are followed."""
+    return path.stat().st_ino == btrfs.BTRFS_FIRST_FREE_OBJECTID
+
+
+def _is_fixed(path: Path) -> bool:
+    """Tell whether a directory's flags forbid to make something in it, as its copy's would."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        return bool(fs.get_flags(fd) & (fs.FS_IMMUTABLE_FL | fs.FS_APPEND_FL))
+    finally:
+        os.close(fd)
 
 
 def _dress(fd: int, options: TreeOptions) -> None:

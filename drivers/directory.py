@@ -29,20 +29,21 @@ import os
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
 from drivers import archive, binding
-from voldriverd.driver import Capability, Change, Key, Stream, StreamFormat, TreeOptions, Usage, User
+from voldriverd.driver import Adopted, Capability, Change, Key, Stream, StreamFormat, TreeOptions, Usage, User
 from voldriverd.errors import Exists, InUse, NotFound, Unsupported, Unusable
-from voldriverd.kernel import attributes, copying, fs, mount, tree
+from voldriverd.kernel import attributes, btrfs, copying, fs, mount, tree
 
 _PART: Final = ".part-"
 _GONE: Final = ".gone-"
 _OLD: Final = ".old-"
 _FILES: Final = "files"
+_LINKS: Final = "links"
 _READ_ONLY: Final = "read_only"
 _SWEEP_TIMEOUT_S: Final = 0.5
 """At the daemon's start, which is to take 3 s; some 20,000 files go in that time."""
@@ -106,6 +107,27 @@ class Directory:
             if read_only:
                 (part / _READ_ONLY).touch(0o600)
             fs.sync_file_system(part)
+
+    def adopt(
+        self,
+        key: Key,
+        source: Path,
+        options: TreeOptions,  # noqa: ARG002 - the contract's signature
+        *,
+        read_only: bool,
+        advance: Callable[[int], None],
+    ) -> Adopted:
+        """Copy every file as a clone does, if the directory lies on the pool's file system."""
+        self._check_absent("adopt", key)
+        if not btrfs.is_same_file_system(source, self._trees):
+            return Adopted.NOT
+        with self._part(key) as part:
+            (part / _FILES).mkdir(0o700)
+            copying.fill(source, part / _FILES, links=part / _LINKS, live=False, advance=advance)
+            if read_only:
+                (part / _READ_ONLY).touch(0o600)
+            fs.sync_file_system(part)
+        return Adopted.COPY
 
     def remove(self, key: Key) -> None:
         """Take the tree away at once, then remove its files, and whatever a crash left of others."""

@@ -16,7 +16,7 @@ made under a writer has a journal to replay, which happens when it is first moun
 
 import errno
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -24,7 +24,7 @@ from typing import Final
 
 from drivers import archive, binding, blocks, receiving
 from drivers.images import CLEAR_TIMEOUT_S, Images, make, mib, rounded
-from voldriverd.driver import Capability, Change, Key, Stream, StreamFormat, TreeOptions, Usage, User
+from voldriverd.driver import Adopted, Capability, Change, Key, Stream, StreamFormat, TreeOptions, Usage, User
 from voldriverd.errors import Exists, InUse, Invalid, NotFound, Unsupported, Unusable
 from voldriverd.kernel import content, extents, fs, image, loop, mount, run
 
@@ -116,6 +116,20 @@ class Loop:
                 image.make_thick(fd, 0 if read_only else status.st_size)
             if read_only:
                 os.fchmod(fd, 0o400)
+
+    def adopt(
+        self,
+        key: Key,
+        source: Path,  # noqa: ARG002 - the contract's signature, as all that follows
+        options: TreeOptions,  # noqa: ARG002
+        *,
+        read_only: bool,  # noqa: ARG002
+        advance: Callable[[int], None],  # noqa: ARG002
+    ) -> Adopted:
+        """Do nothing: what goes into a new file system is read and written, whichever way."""
+        if (self._trees / key).exists():
+            raise Exists(f"cannot adopt tree {key}: it exists already")
+        return Adopted.NOT
 
     def remove(self, key: Key) -> None:
         """Unlink the image, which no loop device has."""

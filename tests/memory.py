@@ -10,13 +10,13 @@ only what is not in that of its base.
 import hashlib
 import os
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from drivers import archive, binding
 from drivers.directory import Directory
-from voldriverd.driver import Capability, Change, Key, Part, Stream, StreamFormat, TreeOptions, Usage, User
+from voldriverd.driver import Adopted, Capability, Change, Key, Part, Stream, StreamFormat, TreeOptions, Usage, User
 from voldriverd.errors import Exists, Invalid, NotFound, Unsupported, Unusable
 from voldriverd.kernel import mount, tree
 
@@ -83,6 +83,16 @@ class Memory:
         self._switch.step(f"before clone {target}")
         self._inner.clone(source, target, read_only=read_only)
         self._switch.step(f"after clone {target}")
+
+    def adopt(
+        self, key: Key, source: Path, options: TreeOptions, *, read_only: bool, advance: Callable[[int], None]
+    ) -> Adopted:
+        self._switch.step(f"before adopt {key}")
+        done = self._inner.adopt(key, source, _without_size(options), read_only=read_only, advance=advance)
+        if done is not Adopted.NOT:
+            _put_size(self._tree(key), options.size_bytes)
+        self._switch.step(f"after adopt {key}")
+        return done
 
     def remove(self, key: Key) -> None:
         self._switch.step(f"before remove {key}")

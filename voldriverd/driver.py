@@ -9,7 +9,7 @@ A *stream* is a tree written down for a backup, whole or as what changed since a
 and the changes that follow it, each since the one before.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from enum import Flag, StrEnum, auto
@@ -131,6 +131,17 @@ class Stream:
     """What the stream could not hold of the tree, or why it is no increment: for people."""
 
 
+class Adopted(StrEnum):
+    """What came of the wish to make a tree of a directory without reading what is in it."""
+
+    NOT = "not"
+    """Nothing was made: the directory is to be written down (TAR) and received."""
+    COPY = "copy"
+    """Every file was copied, by reflink where the file system has that; its content may have changed meanwhile."""
+    INSTANT = "instant"
+    """The tree is what the directory was at one instant."""
+
+
 class Driver(Protocol):
     """Keeps the trees of one pool.
 
@@ -197,6 +208,17 @@ class Driver(Protocol):
         """Unmount `mounts/<key>`. Repeatable. Raises InUse if the mount is busy.
 
         What programs did not fsync is as safe as on any file system: a driver flushes no more than umount(2) does.
+        """
+        ...
+
+    def adopt(
+        self, key: Key, source: Path, options: TreeOptions, *, read_only: bool, advance: Callable[[int], None]
+    ) -> Adopted:
+        """Make a tree of a directory outside of the pool where that costs less than to read and write it all.
+
+        `options` are completed ones; owner, mode and all else come from the directory, which stays as it is. `advance`
+        is called with the bytes done since; what it raises passes through, and the key is absent then. Raises Exists,
+        and OSError (ESTALE: the directory changed while it was copied; EBUSY: something is mounted in it).
         """
         ...
 

@@ -4,7 +4,7 @@ import ctypes
 import errno
 import mmap
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
@@ -18,6 +18,8 @@ FALLOC_FL_PUNCH_HOLE: Final = 0x2
 """linux/falloc.h"""
 _ALIGNMENT: Final = 4096
 """Of what is read directly: no disk has larger logical blocks."""
+Advance = Callable[[int], None]
+"""Is called with how many bytes were done since; what it raises ends the work."""
 _NO_REFLINKS: Final = frozenset({errno.EOPNOTSUPP, errno.EXDEV, errno.ENOTTY, errno.ENOSYS})
 _NO_RANGES: Final = frozenset({errno.EOPNOTSUPP, errno.EXDEV, errno.EINVAL, errno.ENOSYS})
 
@@ -32,13 +34,15 @@ class Content:
     else by sendfile(2). Space that is reserved but not written becomes a hole.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, advance: Advance | None = None) -> None:
+        self._advance = advance or _ignore
         self._has_reflinks = True
         self._has_ranges = True
 
     def copy(self, source_fd: int, target_fd: int, size_bytes: int) -> None:
         """Fill an empty file; one that shrinks meanwhile gets zeros for what has gone. Raises OSError."""
         if size_bytes == 0 or self._reflink(source_fd, target_fd):
+            self._advance(size_bytes)
             return
         for start, end in segments(source_fd, size_bytes):
             self._copy_segment(source_fd, target_fd, start, end)
@@ -63,6 +67,7 @@ class Content:
             if count == 0:
                 return  # the file has been cut off
             start += count
+            self._advance(count)
 
     def _copy_chunk(self, source_fd: int, target_fd: int, start: int, count: int) -> int:
         if self._has_ranges:
@@ -131,6 +136,10 @@ def punch(fd: int, start: int, end: int) -> None:
     if _libc.fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, start, end - start) < 0:
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number))
+
+
+def _ignore(_done_bytes: int) -> None:
+    """Be told of progress that nobody watches."""
 
 
 def segments(fd: int, size_bytes: int) -> Iterator[tuple[int, int]]:

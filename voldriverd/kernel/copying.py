@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Final
 
 from voldriverd.kernel import attributes, tree
-from voldriverd.kernel.content import Content
+from voldriverd.kernel.content import Advance, Content
 
 _GONE: Final = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP})
 """A directory that has vanished since it was listed, or another file has taken its place."""
@@ -31,11 +31,18 @@ def copy_tree(source: Path, target: Path, *, live: bool) -> None:
     one commit instead of one fsync for each file. Memory is bounded by the largest number of
     subdirectories on one path and by the number of files with several names.
     """
-    links = target.with_name(f".{target.name}.links")
     target.mkdir(0o700)
+    fill(source, target, links=target.with_name(f".{target.name}.links"), live=live)
+
+
+def fill(source: Path, target: Path, *, links: Path, live: bool, advance: Advance | None = None) -> None:
+    """Copy a directory into one that is there and empty; else as `copy_tree`. What `advance` raises passes through.
+
+    `links` is a path that does not exist, in the same subvolume; the mtime of its directory changes with it.
+    """
     links.mkdir(0o700)
     with tree.Cursor(source) as source_cursor, tree.Cursor(target) as target_cursor, tree.Cursor(links) as linked:
-        _Copy(source_cursor, target_cursor, _Links(linked.fd), live=live).run()
+        _Copy(source_cursor, target_cursor, _Links(linked.fd), Content(advance), live=live).run()
     links.rmdir()
 
 
@@ -50,12 +57,14 @@ class _Level:
 class _Copy:
     """One run of copy_tree: two cursors that move together."""
 
-    def __init__(self, source: tree.Cursor, target: tree.Cursor, links: "_Links", *, live: bool) -> None:
+    def __init__(
+        self, source: tree.Cursor, target: tree.Cursor, links: "_Links", content: Content, *, live: bool
+    ) -> None:
         self._source = source
         self._target = target
         self._links = links
         self._live = live
-        self._content = Content()
+        self._content = content
 
     def run(self) -> None:
         """Copy everything; a directory gets its times and flags when all below it is done."""

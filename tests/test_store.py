@@ -437,7 +437,7 @@ def test_a_migration_that_fails_leaves_the_version_it_found(tmp_path: Path, monk
     with closing(sqlite3.connect(tmp_path / store.FILE_NAME)) as connection:
         connection.executescript(f"{schema.SCHEMA} INSERT INTO seals VALUES (X'00'); PRAGMA user_version = 1;")
     monkeypatch.setitem(schema.MIGRATIONS, 1, schema.MIGRATIONS[1] + "CREATE TABLE backups (id);")
-    with pytest.raises(Unusable, match="cannot open database"):
+    with pytest.raises(Unusable, match="cannot upgrade database"):
         store.Store(tmp_path)
     with closing(sqlite3.connect(tmp_path / store.FILE_NAME)) as connection:
         assert connection.execute("PRAGMA user_version").fetchone() == (1,)

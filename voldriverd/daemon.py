@@ -79,6 +79,8 @@ def build(config: configuration.Config) -> Engine:
         directory.mkdir(mode, parents=True, exist_ok=True)
         directory.chmod(mode)
     database = store.Store(config.root)
+    if database.put_aside is not None:
+        _log.warning("verb=upgrade database=%s result=ok copy=%s", config.root / store.FILE_NAME, database.put_aside)
     boot_id = BOOT_ID.read_text().strip()
     limits = Limits(config.trash_retention_s, config.reserve)
     specs = _configured(config) if config.pools else _embedded(config, is_known=bool(database.pools()))

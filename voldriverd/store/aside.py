@@ -1,4 +1,4 @@
-"""Copies of the database that are put aside before its tables change, beside it:
+"""Copies of the database that are put aside, beside it, before its tables change.
 
     voldriver.db.v1.20261122T010203Z       version 1 as it was at that time (UTC), mode 0600, as whole as the original
 
@@ -87,6 +87,7 @@ def _copy(database: sqlite3.Connection, part: Path) -> None:
             copy.execute("PRAGMA journal_mode = OFF")  # what is cut off is begun anew
             copy.execute("PRAGMA synchronous = OFF")
             database.backup(copy)
+            copy.execute("PRAGMA journal_mode = DELETE")  # or whoever reads it would need a journal beside it
         os.fsync(fd)
     finally:
         os.close(fd)

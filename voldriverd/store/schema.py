@@ -161,7 +161,7 @@ CREATE INDEX backups_going ON backups (id) WHERE state IN ('creating', 'removing
 
 
 def prepare(connection: sqlite3.Connection, path: Path, now: datetime) -> Path | None:
-    """Bring a database to the present version in one transaction; return the copy of what it was, None if none was made.
+    """Bring a database to the present version in one transaction; return the copy of what it was, None for none.
 
     A new database takes all steps and leaves no copy. What fails or is cut off leaves the version found: the connection
     is closed without a commit. Raises Unusable (it is newer, there is no room for a copy, a step fails) and, where a

@@ -210,7 +210,7 @@ class Api:
         return answers.respond(asked.base, HTTPStatus.OK, shown, written=written)
 
     async def _fields(self, kind: Kind[Any], row: Any) -> dict[str, Any]:
-        if kind.reads:
+        if kind.reads(self._service, row):
             return await self._service.runner.in_thread(kind.show, self._service, row)
         return kind.show(self._service, row)
 

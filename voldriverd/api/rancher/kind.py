@@ -33,6 +33,10 @@ def _offers_nothing(_service: Service, _row: Any) -> frozenset[str]:
     return frozenset()
 
 
+def _never(_service: Service, _row: object) -> bool:
+    return False
+
+
 async def _plain_refusal(_service: Service, _row: Any, action: str) -> str:
     return f"{action} is not offered in this state"
 
@@ -70,8 +74,8 @@ class Kind(Generic[R]):
     create: Callable[[Service, Body], Awaitable[Made]] | None = None
     update: Callable[[Service, R, Body], Awaitable[Made]] | None = None
     remove: Callable[[Service, R], Awaitable[Made]] | None = None
-    reads: bool = False
-    """Whether `show` reads the database, and so blocks."""
+    reads: Callable[[Service, R], bool] = _never
+    """Tells whether `show` reads more of a row than is in memory, and so blocks."""
     why_fixed: str | None = None
     """Why it cannot be created, changed or removed here."""
     actions: Mapping[str, Callable[[Service, R, Body], Awaitable[Made]]] = field(default_factory=dict)

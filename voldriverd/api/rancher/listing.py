@@ -46,7 +46,7 @@ async def select(service: Service, kind: Kind[Any], wish: Wish, page: Page) -> t
         return found[: page.limit], Page(page.offset, page.limit, is_last=len(found) <= page.limit)
     assert kind.rows is not None, f"{kind.schema.id} has no list"
     rows = await kind.rows(service, wish)
-    if len(rows) > BESIDE or kind.reads:
+    if len(rows) > BESIDE or any(kind.reads(service, row) for row in rows):
         rows = await service.runner.in_thread(_filtered, service, kind, wish, rows)
     else:
         rows = _filtered(service, kind, wish, rows)

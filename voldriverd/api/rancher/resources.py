@@ -50,7 +50,7 @@ async def show(service: Service, view: View, kind: Kind[Any], rows: Sequence[Any
     """
     if kind.refresh is not None:
         await kind.refresh(service, list(rows))
-    if kind.reads or len(rows) > listing.BESIDE:
+    if len(rows) > listing.BESIDE or any(kind.reads(service, row) for row in rows):
         shown = await service.runner.in_thread(_show_all, service, view, kind, rows)
     else:
         shown = _show_all(service, view, kind, rows)

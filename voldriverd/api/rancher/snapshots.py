@@ -59,6 +59,11 @@ def _identify(snapshot: model.Snapshot) -> str:
     return ids.show(schemas.SNAPSHOT, snapshot.id)
 
 
+def _reads(service: Service, snapshot: model.Snapshot) -> bool:
+    """Tell whether its volume is destroyed, and so in the database alone."""
+    return service.store.volume(snapshot.volume_id) is None
+
+
 def _show(service: Service, snapshot: model.Snapshot) -> dict[str, Any]:
     volume = service.store.volume(snapshot.volume_id) or service.store.ended_volume(snapshot.volume_id)
     state, removed_at, destroy_at = snapshot.state, snapshot.removed_at, None
@@ -192,7 +197,7 @@ KIND: Final = Kind(
     identify=_identify,
     offered=_offered,
     refusal=_refusal,
-    reads=True,
+    reads=_reads,
     create=_create,
     update=_update,
     remove=_remove,

@@ -1,0 +1,75 @@
+"""A pytest plugin (`-p tests.lanes -n 2`): the tests in two processes at once, file by file, and some of them alone.
+
+Most tests wait for a disk, a process or a clock, so that two lanes take little more than half of the time. Each lane
+has temporary directories of its own, and the check that nothing is left behind looks at those of its own lane alone.
+What asserts how long something takes runs last, in one lane while the other has ended.
+"""
+
+from typing import Final
+
+import pytest
+from xdist.remote import Producer
+from xdist.scheduler import LoadScopeScheduling
+from xdist.workermanage import WorkerController
+
+FIRST: Final = (
+    "tests/docker/",
+    "tests/contract/test_crash.py",
+    "tests/contract/test_streams.py",
+    "tests/contract/test_power.py",
+)
+"""The longest, so that no lane begins one of them when the other is about to end. A directory is one piece of work: it
+has a fixture that all its files share."""
+ALONE: Final = {
+    "tests/test_auth_tcp.py": "the time of an answer tells nothing of the key that was tried",
+    "tests/test_latency.py": "the longest wait of a verb beside another volume's fsync",
+    "tests/test_load.py": "what a daemon holds after some seconds under load",
+    "tests/test_slow_clients.py": "what a thousand connections cost in memory",
+    "tests/test_stalls.py": "how long the event loop stands still",
+}
+"""What measures, and what it measures."""
+_ALONE: Final = "alone"
+
+
+class Lanes(LoadScopeScheduling):  # type: ignore[misc]  # it has no types
+    """Gives a lane that is nearly done the next file; what runs alone, to the last lane that is left."""
+
+    def remove_node(self, node: WorkerController) -> str | None:
+        """Forget a lane that has ended; another one may have waited for it."""
+        crashed: str | None = super().remove_node(node)
+        for other in self.nodes:
+            self._reschedule(other)
+        return crashed
+
+    def _split_scope(self, nodeid: str) -> str:
+        return piece(nodeid)
+
+    def _reschedule(self, node: WorkerController) -> None:
+        if _ALONE in self.workqueue and len(self.workqueue) == 1 and len(self.nodes) > 1:
+            if node is not self.nodes[0]:
+                node.shutdown()
+            return
+        super()._reschedule(node)
+
+
+def piece(nodeid: str) -> str:
+    """Return the piece of work that a test belongs to."""
+    file = nodeid.partition("::")[0]
+    if file in ALONE:
+        return _ALONE
+    return next((each for each in FIRST if file.startswith(each)), file)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Sort the pieces as they shall be begun; within a piece nothing changes its place."""
+    order = (*FIRST, "", _ALONE)
+    places = {item: piece(item.nodeid) for item in items}
+    items.sort(key=lambda item: order.index(places[item]) if places[item] in order else order.index(""))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> Lanes:
+    """Give the files to the lanes in the order of their collection."""
+    config.option.loadscopereorder = False
+    return Lanes(config, log)

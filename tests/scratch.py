@@ -89,11 +89,11 @@ def loops_under(directory: Path) -> dict[str, str]:
     """Return the loop devices whose backing file lies below a directory, each with that file."""
     found = {}
     for name in os.listdir("/sys/block"):
-        if not name.startswith("loop"):
+        if not name.startswith("loop") or not os.path.exists(f"/sys/block/{name}/loop"):  # not bound to a file
             continue
         try:
             backing = Path(f"/sys/block/{name}/loop/backing_file").read_text(errors="surrogateescape").strip()
-        except OSError:  # not bound to a file
+        except OSError:  # not bound any more
             continue
         if backing.startswith(f"{directory}/"):
             found[name] = backing

@@ -43,6 +43,8 @@ class Entry:
     source: str
     groups: frozenset[str] = frozenset()
     """The peer groups of propagation that it is in or receives from (`shared:N` and `master:N`, the numbers)."""
+    super_options: str = ""
+    """Those of the file system, which all its mounts share; `options` are those of this mount."""
 
 
 def mount(source: str, target: Path, *, fs_type: str | None = None, flags: int = 0, data: str = "") -> None:
@@ -103,17 +105,27 @@ def at(path: Path) -> Entry | None:
 
 def containing(path: Path) -> Entry:
     """Return the mount on which a path lies (through `mnt_id` of /proc/self/fdinfo). Raises OSError."""
-    fd = os.open(path, os.O_PATH | os.O_CLOEXEC)
-    try:
-        info = Path(f"/proc/self/fdinfo/{fd}").read_text()
-    finally:
-        os.close(fd)
-    mount_id = int(next(line.split()[1] for line in info.splitlines() if line.startswith("mnt_id:")))
+    mount_id = id_of(path)
     for line in _lines(None):
         if line.startswith(f"{mount_id} "):
             return _parse(line)
     message = "its mount is in no mount table"
     raise OSError(2, message, str(path))
+
+
+def id_of(path: Path) -> int:
+    """Return the id of the mount on which a path lies. Raises OSError."""
+    fd = os.open(path, os.O_PATH | os.O_CLOEXEC)
+    try:
+        info = Path(f"/proc/self/fdinfo/{fd}").read_text()
+    finally:
+        os.close(fd)
+    return int(next(line.split()[1] for line in info.splitlines() if line.startswith("mnt_id:")))
+
+
+def matching(pattern: re.Pattern[str]) -> list[Entry]:
+    """Return the mounts of our namespace whose line a pattern is found in (2,000 mounts: see `table`)."""
+    return [_parse(line) for line in _lines(None) if pattern.search(line)]
 
 
 def location(path: Path) -> tuple[str, str]:
@@ -204,11 +216,10 @@ def _lines(pid: int | None) -> Iterator[str]:
 def _parse(line: str) -> Entry:
     before, _, after = line.rstrip("\n").partition(" - ")
     fields = before.split(" ")
-    fs_type, source, *_ = after.split(" ")
+    fs_type, source, super_options, *_ = after.split(" ")
     groups = frozenset(group for kind, _, group in (field.partition(":") for field in fields[6:]) if kind in _TAGS)
-    return Entry(
-        int(fields[0]), fields[2], _decode(fields[3]), _decode(fields[4]), fields[5], fs_type, _decode(source), groups
-    )
+    place = (fields[2], _decode(fields[3]), _decode(fields[4]), fields[5])
+    return Entry(int(fields[0]), *place, fs_type, _decode(source), groups, super_options)
 
 
 def _decode(text: str) -> str:

@@ -130,14 +130,17 @@ class Btrfs:
         """Snapshot a tree; the clone has its limit, and is committed when this returns."""
         with btrfs.opened(self._trees) as trees, self._tree("clone", source) as fd:
             self._check_absent("clone", target)
-            limit = self._limit_of_clone(trees, fd)
+            subvolume_id = btrfs.subvolume_id(fd)
+            charge = self._charge(subvolume_id)
+            limit = None if charge is None else _limit_of_clone(trees, subvolume_id, charge)
             try:
                 self._snapshot(fd, trees, target, read_only=read_only, limit=limit)
             except OSError as err:
                 if err.errno != errno.ETXTBSY:
                     raise
                 raise InUse(f"cannot clone tree {source}: a swap file in it is active") from err
-            self._correct_inherited(trees, fd, target, limit)
+            if charge is not None and limit is not None:
+                self._correct_inherited(trees, subvolume_id, target, charge, limit)
 
     def adopt(
         self, key: Key, source: Path, options: TreeOptions, *, read_only: bool, advance: Callable[[int], None]
@@ -370,16 +373,9 @@ class Btrfs:
             message = f"this kernel cannot do {self._quota} quotas (simple ones need Linux 6.7)"
             raise Unusable(f'cannot open pool {self._root}: {message}; set quota = "off"') from err
 
-    def _limit_of_clone(self, trees: int, source: int) -> btrfs.Limit | None:
-        """Return limit and inheritance for a clone; None: the kernel copies the limit itself, or there is none."""
-        if self._quota is not Mode.SIMPLE:
-            return None
-        subvolume_id = btrfs.subvolume_id(source)
-        group = qgroup.group(self._file_system_id, subvolume_id)
-        if group is None:
-            return None
-        inherited = qgroup.inherited(trees, subvolume_id) + group.referenced_bytes
-        return qgroup.limit(size_bytes=group.limit_bytes, inherited_bytes=inherited)
+    def _charge(self, subvolume_id: int) -> qgroup.Group | None:
+        """Return what a clone is told of its source; None: the kernel copies the limit itself, or there is none."""
+        return qgroup.group(self._file_system_id, subvolume_id) if self._quota is Mode.SIMPLE else None
 
     def _limit_of_adopted(self, fd: int, options: TreeOptions) -> btrfs.Limit | None:
         """Return the wanted size, or what a subvolume that is no tree of ours has already if that is more."""
@@ -401,20 +397,27 @@ class Btrfs:
             qgroup.set_size(fd, btrfs.subvolume_id(fd), max(options.size_bytes, built.charges_bytes[-1]))
         return None
 
-    def _correct_inherited(self, trees: int, source: int, target: Key, before: btrfs.Limit | None) -> None:
+    def _correct_inherited(
+        self, trees: int, source_id: int, target: Key, before: qgroup.Group, limit: btrfs.Limit
+    ) -> None:
         """Store what the snapshot wrote out of the source's dirty data, which its group had not counted yet."""
         try:
-            after = self._limit_of_clone(trees, source)
-            if before is None or after is None or after.rsv_rfer == before.rsv_rfer:
+            written_bytes = qgroup.referenced_bytes(self._file_system_id, source_id) - before.referenced_bytes
+            if written_bytes == 0:
                 return
             with btrfs.opened(target, directory_fd=trees) as fd:
-                qgroup.set_inherited(fd, btrfs.subvolume_id(fd), after.rsv_rfer)
+                qgroup.set_inherited(fd, btrfs.subvolume_id(fd), limit.rsv_rfer + written_bytes)
         except OSError:  # the clone is there and right; only its usage is told a little low
             return
 
 
 def _exists(verb: str, key: Key) -> Exists:
     return Exists(f"cannot {verb} tree {key}: it exists already")
+
+
+def _limit_of_clone(trees: int, source_id: int, charge: qgroup.Group) -> btrfs.Limit:
+    inherited_bytes = qgroup.inherited(trees, source_id) + charge.referenced_bytes
+    return qgroup.limit(size_bytes=charge.limit_bytes, inherited_bytes=inherited_bytes)
 
 
 def _is_plain(options: TreeOptions) -> bool:

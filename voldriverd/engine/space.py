@@ -6,7 +6,6 @@ network, of a volume that is still wanted, and gives back only what has changed 
 
 import logging
 import os
-from pathlib import Path
 
 from voldriverd import model, names
 from voldriverd.engine import failures, pools, trees
@@ -28,7 +27,7 @@ class Shortage(Unusable):
 
 def ensure_reserve(engine: Engine, pool: pools.Pool, what: str) -> None:
     """Refuse a verb that takes space while less than the reserve is free. Raises Shortage with the figures."""
-    total, free = fs.capacity(Path(pool.row.path))
+    total, free = fs.capacity(pool.row.path)
     if free >= total * engine.limits.reserve:
         return
     raise Shortage(
@@ -40,7 +39,7 @@ def ensure_reserve(engine: Engine, pool: pools.Pool, what: str) -> None:
 
 def is_short(engine: Engine, pool: pools.Pool) -> bool:
     """Tell whether less than the reserve is free."""
-    total, free = fs.capacity(Path(pool.row.path))
+    total, free = fs.capacity(pool.row.path)
     return free < total * engine.limits.reserve
 
 
@@ -61,7 +60,7 @@ def lacks_space(engine: Engine, pool: pools.Pool) -> bool:
 
 def capacity(pool: pools.Pool) -> tuple[int, int]:
     """Return (total, free) bytes of a pool's file system. Raises OSError."""
-    return fs.capacity(Path(pool.row.path))
+    return fs.capacity(pool.row.path)
 
 
 def trash_in_order(engine: Engine, pool: pools.Pool) -> list[model.Volume]:

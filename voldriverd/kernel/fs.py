@@ -33,16 +33,22 @@ _libc.fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_long, ctypes.c_
 class _Statfs(ctypes.Structure):
     """The part of struct statfs that we read (statfs(2)); padded to its size on 64-bit."""
 
-    _fields_ = (("f_type", ctypes.c_long), ("rest", ctypes.c_char * 248))
+    _fields_ = (
+        ("f_type", ctypes.c_long),
+        ("f_bsize", ctypes.c_long),
+        ("f_blocks", ctypes.c_uint64),
+        ("f_bfree", ctypes.c_uint64),
+        ("f_bavail", ctypes.c_uint64),
+        ("counts_and_id", ctypes.c_uint64 * 3),
+        ("f_namelen", ctypes.c_long),
+        ("f_frsize", ctypes.c_long),
+        ("rest", ctypes.c_char * 176),
+    )
 
 
 def magic(path: Path) -> int:
     """Return the file system's magic number (statfs(2)). Raises OSError."""
-    result = _Statfs()
-    if _libc.statfs(os.fsencode(path), ctypes.byref(result)) < 0:
-        number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number), str(path))
-    return int(result.f_type)
+    return int(_statfs(path).f_type)
 
 
 def sync_file_system(path: Path) -> None:
@@ -168,11 +174,19 @@ def umask() -> int:
     return int(next(line for line in lines if line.startswith("Umask:")).split()[1], 8)
 
 
-def capacity(path: Path) -> tuple[int, int]:
+def capacity(path: Path | str) -> tuple[int, int]:
     """Return (total, available to root) bytes of the file system that holds `path`. Raises OSError.
 
     On btrfs f_bfree counts what only metadata may take: a full one of 300 MiB has 74 MiB of it.
     """
-    state = os.statvfs(path)
-    free = state.f_bavail if magic(path) == BTRFS_MAGIC else state.f_bfree
+    state = _statfs(path)
+    free = state.f_bavail if state.f_type == BTRFS_MAGIC else state.f_bfree
     return state.f_blocks * state.f_frsize, free * state.f_frsize
+
+
+def _statfs(path: Path | str) -> _Statfs:
+    result = _Statfs()
+    if _libc.statfs(os.fsencode(path), ctypes.byref(result)) < 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number), str(path))
+    return result

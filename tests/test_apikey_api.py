@@ -216,6 +216,6 @@ def test_a_full_key_makes_keys_and_a_read_only_key_does_not(daemon: Running, por
         assert tcp("POST", "/v1/apikeys", {"name": "anyones"}).status == 401
     names = [key["name"] for key in daemon.api("GET", "/v1/apikeys").body["data"]]
     assert not {"grandchild", "anyones"} & set(names)
-    made_by = {line["name"]: line["by"] for line in audited(daemon, since=before) if line["result"] == "201"}
+    made_by = {line["name"]: line["by"] for line in audited(daemon, since=before) if line["status"] == "201"}
     assert made_by["child"] == f"key:{full[0]}:full"
     assert made_by["full"] == "uid:0"

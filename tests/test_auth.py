@@ -402,15 +402,16 @@ def test_a_line_says_who_from_where_what_and_the_result(caplog: pytest.LogCaptur
         return web.Response(status=201, body=b'{"id": "1v1", "name": "db", "secretValue": "s"}')
 
     line = written(caplog, request("POST", "/v1/volumes/1v3?action=clone&x=y"), answer)
-    assert float(line.pop("ms")) >= 0
+    assert float(line.pop("duration_ms")) >= 0
     assert line == {
         "by": "uid:7",
         "from": "pid:8",
-        "verb": "POST",
+        "method": "POST",
         "path": "/v1/volumes/1v3?action=clone",
         "id": "1v1",
         "name": "db",
-        "result": "201",
+        "status": "201",
+        "result": "ok",
     }
 
 
@@ -419,7 +420,7 @@ def test_a_line_says_why_it_was_refused(caplog: pytest.LogCaptureFixture) -> Non
         return web.Response(status=409, body=b'{"type": "error", "id": "uuid", "message": "cannot \\"so\\"\\nfaked=1"}')
 
     line = written(caplog, request("DELETE", "/v1/volumes/1v3"), answer)
-    assert (line["result"], line["message"]) == ("409", 'cannot "so"\nfaked=1')
+    assert (line["status"], line["result"], line["error"]) == ("409", "refused", 'cannot "so"\nfaked=1')
     assert not {"id", "faked"} & set(line)
 
 
@@ -442,15 +443,15 @@ def test_an_answer_that_is_no_resource_is_a_line_without_a_name(caplog: pytest.L
     async def answer() -> web.StreamResponse:
         return web.Response(body=body)
 
-    assert set(written(caplog, request("POST"), answer)) == {"by", "from", "verb", "path", "result", "ms"}
-
-
-@given(st.text(max_size=2_000))
-def test_no_text_can_pass_for_another_field_or_line(text: str) -> None:
-    shown = audit._shown(text)
-    assert "\n" not in shown
-    assert len(shown) < 512 * 12
-    assert fields_of(f"a={shown} b=1") == {"a": text[:512], "b": "1"} if text else True
+    assert set(written(caplog, request("POST"), answer)) == {
+        "by",
+        "from",
+        "method",
+        "path",
+        "status",
+        "result",
+        "duration_ms",
+    }
 
 
 # Browsers

@@ -145,7 +145,7 @@ def test_a_wrong_key_opens_nothing_not_even_the_root(daemon: Running, port: int,
     assert audited(daemon, since=before)[0] == {
         "by": "unknown",
         "from": audited(daemon, since=before)[0]["from"],
-        "result": "401",
+        "status": "401",
         "failed": "1",
     }
 
@@ -197,7 +197,7 @@ def test_a_read_only_key_changes_nothing_and_the_try_is_written_down(
             assert (answer.status, answer.body["code"]) == (403, "Forbidden"), path
             assert answer.body["message"].endswith("this API key is read-only")
     assert everything(daemon) == rows
-    lines = [(line["by"], line["path"], line["result"]) for line in audited(daemon, since=before)]
+    lines = [(line["by"], line["path"], line["status"]) for line in audited(daemon, since=before)]
     assert lines == [(f"key:{reader[0]}:reader", path.partition("?_")[0], "403") for path in paths(method)]
 
 
@@ -226,7 +226,7 @@ def test_every_request_that_may_change_something_is_one_line(
     with Tcp(port, full) as ask:
         by_tcp = [(path.partition("?_")[0], str(ask(method, path, {"role": "?"}).status)) for path in wanted]
     lines = audited(daemon, since=before)
-    assert [(line["path"], line["result"]) for line in lines] == by_socket + by_tcp
+    assert [(line["path"], line["status"]) for line in lines] == by_socket + by_tcp
     assert by_socket == by_tcp
     who = {(line["by"], line["from"].partition(":")[0]) for line in lines}
     assert who == {(f"uid:{os.getuid()}", "pid"), (f"key:{full[0]}:full-one", "127.0.0.1")}
@@ -242,7 +242,7 @@ def test_every_change_by_the_plugin_is_one_line(daemon: Running, path: str) -> N
         assert lines == []
         return
     (line,) = lines
-    assert (line["path"], line["Name"], line["result"]) == (path, "of-plugin", str(answer.status))
+    assert (line["path"], line["Name"], line["status"]) == (path, "of-plugin", str(answer.status))
     assert (line["by"], line["from"]) == (f"uid:{os.getuid()}", f"pid:{os.getpid()}")
 
 
@@ -254,14 +254,14 @@ def test_a_line_names_what_was_done_to_what(daemon: Running, port: int, full: Ke
         ask("PUT", f"/v1/volumes/{made['id']}", {"description": "hidden"})
         ask("DELETE", f"/v1/volumes/{made['id']}")
     lines = [
-        (line["verb"], line["path"].replace(made["id"], "ID"), line["name"], line["result"])
+        (line["method"], line["path"].replace(made["id"], "ID"), line["name"], line["verb"], line["status"])
         for line in audited(daemon, since=before)
     ]
     assert lines == [
-        ("POST", "/v1/volumes", "told", "201"),
-        ("POST", "/v1/volumes/ID?action=snapshot", "first", "200"),
-        ("PUT", "/v1/volumes/ID", "told", "200"),
-        ("DELETE", "/v1/volumes/ID", "told", "200"),
+        ("POST", "/v1/volumes", "told", "create", "201"),
+        ("POST", "/v1/volumes/ID?action=snapshot", "first", "snapshot", "200"),
+        ("PUT", "/v1/volumes/ID", "told", "set", "200"),
+        ("DELETE", "/v1/volumes/ID", "told", "remove", "200"),
     ]
     assert "hidden" not in daemon.log[before:]
 

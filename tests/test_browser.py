@@ -227,7 +227,7 @@ def test_a_form_creates_and_leads_to_the_page_of_what_it_made(site: Site) -> Non
     assert (page.status, page.headers["Location"]) == (303, volume["links"]["self"])
     assert (volume["labels"], volume["protected"]) == ({"a": "b", "c": "d=e"}, False)
     line = doors.audited(site.daemon)[-1]
-    assert (line["path"], line["id"], line["result"]) == ("/v1/volumes", volume["id"], "201")
+    assert (line["path"], line["id"], line["status"]) == ("/v1/volumes", volume["id"], "201")
 
 
 def test_a_form_without_the_token_is_refused_with_a_page(site: Site) -> None:

@@ -32,14 +32,19 @@ MAY_IMPORT: Final = {
     "locks": {"errors"},
     "threads": set[str](),
     "stalls": set[str](),
-    "runner": WORDS | {"threads"},
+    "logs": {"errors"},
+    "journal": {"logs"},
+    "verbs": {"logs", "names"},
+    "runner": WORDS | {"logs", "threads", "verbs"},
     "usages": WORDS | {"engine", "runner"},
     "jobs": {"errors"},
-    "backups": WORDS | {"backup", "engine", "jobs", "locks", "threads", "runner", "store"},
+    "backups": WORDS | {"backup", "engine", "jobs", "locks", "logs", "threads", "runner", "store", "verbs"},
     "restores": WORDS | {"backup", "engine", "jobs", "locks", "threads", "runner", "store"},
-    "service": WORDS | {"backups", "engine", "jobs", "locks", "restores", "runner", "stalls", "store", "usages"},
+    "service": WORDS
+    | {"backups", "engine", "jobs", "locks", "logs", "restores", "runner", "stalls", "store", "usages", "verbs"},
     "worker": WORDS | {"engine", "service"},
-    "api": WORDS | {"engine", "runner", "service"},
+    "metrics": WORDS | {"engine", "jobs", "journal", "service", "store", "usages", "verbs"},
+    "api": WORDS | {"engine", "logs", "metrics", "runner", "service", "verbs"},
     "sockets": {"errors", "kernel"},
     "supervisor": {"errors", "kernel", "sockets"},
     "greeting": {"config"},
@@ -47,7 +52,7 @@ MAY_IMPORT: Final = {
     "daemon": WORDS
     | {"api", "config", "drivers", "embedded", "engine", "greeting", "kernel", "service", "sockets", "store"}
     | {"supervisor", "worker"},
-    "cli": WORDS | {"config", "daemon", "kernel"},
+    "cli": WORDS | {"config", "daemon", "journal", "kernel", "logs"},
 }
 """What each part may import besides itself. A part that is not here has no place yet: give it one."""
 

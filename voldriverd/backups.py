@@ -15,12 +15,13 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import timedelta
 from typing import Final, TypeVar
 
-from voldriverd import jobs, model
+from voldriverd import jobs, model, verbs
 from voldriverd.backup.pruning import Pruned
 from voldriverd.engine import backups, keeping, snapshots, supplies, targets
 from voldriverd.engine.context import Engine
 from voldriverd.errors import Error, InUse, NotFound, Unusable
 from voldriverd.locks import Locks
+from voldriverd.logs import Facts
 from voldriverd.model import BackupState
 from voldriverd.runner import Runner, as_cause
 from voldriverd.threads import Threads
@@ -44,6 +45,8 @@ ANSWER_S: Final = 1.0
 """When the API answers although something goes on."""
 CANCEL_S: Final = 8.0
 """How long the answer to a cancel waits for the end of what it ends."""
+_RESULTS: Final = {BackupState.CREATED: verbs.OK, BackupState.ERROR: "failed", BackupState.CREATING: "stopped"}
+"""What a backup that is not going on has come to; `stopped` by the end of the daemon, to be taken up again."""
 _FOREVER_S: Final = 10 * 365 * 86_400.0
 """A backup waits for others however long they take."""
 
@@ -334,25 +337,30 @@ class Backups:
 
     def _log_end(self, backup: model.Backup, passed_s: float) -> None:
         target = self._store.target(backup.target_id)
-        sent = f"content={backup.content_bytes} stored={backup.stored_bytes}"
-        is_done = backup.state is BackupState.CREATED
-        result = "ok" if is_done else "stopped" if backup.state is BackupState.CREATING else backup.message
-        _log.info(
-            "verb=backup backup=%s volume=%s target=%s format=%s ms=%.0f %s result=%s",
-            *(backup.shown_name, backup.volume_name, target.name if target else backup.target_id),
-            *(backup.format.value if backup.format else "-", passed_s * 1e3, sent, result),
-        )
+        about = {
+            "backup": backup.shown_name,
+            "volume": backup.volume_name,
+            "target": target.name if target else f"1bt{backup.target_id}",
+            "driver": backup.driver,
+            "format": backup.format.value if backup.format else None,
+            "content_bytes": backup.content_bytes,
+            "stored_bytes": backup.stored_bytes,
+            "error": backup.message if backup.state is BackupState.ERROR else None,
+        }
+        self._runner.verbs.note("backup", about, passed_s, result=_RESULTS.get(backup.state, "cancelled"))
 
     async def _finish_remove(self, backup: model.Backup) -> None:
         if backup.id in self._removing or self._stopping.is_set():
             return
         self._removing.add(backup.id)
+        about = {"backup": backup.shown_name, "volume": backup.volume_name, "driver": backup.driver}
         try:
             with self._jobs.running(backup.shown_name, "remove", uses=frozenset({_shown(backup.target_id)})) as job:
-                ended = await self._in_thread("remove", keeping.finish_remove, backup, job)
-            _log.info("verb=remove backup=%s result=%s", backup.shown_name, ended.message or ended.state.value)
+                work = self._in_thread("remove", keeping.finish_remove, backup, job)
+                await self._runner.timed("remove-backup", lambda: about, work)
         except Error as err:
-            _log.warning("verb=remove backup=%s result=%s", backup.shown_name, err)
+            if not verbs.is_told(err):
+                _log.warning("verb=remove-backup backup=%s result=%s", backup.shown_name, err)
         finally:
             self._removing.discard(backup.id)
 
@@ -360,7 +368,8 @@ class Backups:
         with self._jobs.running(backup.shown_name, "verify", uses=frozenset({_shown(backup.target_id)})) as job:
             begun(backup)
             work = functools.partial(keeping.verify, self._engine, backup, job, sample=sample)
-            return await self._as_check(job, "verify", backup.shown_name, work)
+            about = {"backup": backup.shown_name, "volume": backup.volume_name, "driver": backup.driver}
+            return await self._as_check(job, "verify", about, work, judge=_judge)
 
     async def _check(self, target_id: model.TargetId, verb: str, work: Callable[[jobs.Job], _T]) -> _T:
         """Look through a target, as a job of it; it goes on when who asked for it hangs up."""
@@ -368,23 +377,26 @@ class Backups:
 
         async def locked() -> _T:
             with self._jobs.running(_shown(target_id), verb) as job:
-                return await self._as_check(job, verb, name, functools.partial(work, job))
+                return await self._as_check(job, verb, {"target": name}, functools.partial(work, job))
 
         return await asyncio.shield(self._runner.spawn(locked()))
 
-    async def _as_check(self, job: jobs.Job, verb: str, name: str, work: Callable[[], _T]) -> _T:
-        begun_s = time.monotonic()
-        result = "ok"
-        try:
+    async def _as_check(
+        self,
+        job: jobs.Job,
+        verb: str,
+        about: Facts,
+        work: Callable[[], _T],
+        *,
+        judge: Callable[[_T], str] = lambda _: verbs.OK,
+    ) -> _T:
+        async def in_turn() -> _T:
             job.waits_for = "another check"
             async with self._checkers:
                 job.waits_for = None
                 return await self._threads.submit(as_cause, verb, work)
-        except BaseException as err:
-            result = str(err)
-            raise
-        finally:
-            _log.info("verb=%s of=%s ms=%.0f result=%s", verb, name, (time.monotonic() - begun_s) * 1e3, result)
+
+        return await self._runner.timed(verb, lambda: about, in_turn(), judge=judge)
 
     async def _ensure_usable(self, target: model.Target, what: str) -> None:
         """Look at a target once more that could not be used when it was last. Raises Unusable with the cause."""
@@ -417,6 +429,11 @@ class Backups:
             name = f"{base}.{count}"
         kept_s = self._engine.limits.trash_retention_s or snapshots.KEEP_S
         return snapshots.Wish(name, "made for a backup", now + timedelta(seconds=kept_s), is_automatic=True)
+
+
+def _judge(backup: model.Backup) -> str:
+    """Return what a verification has come to."""
+    return "damaged" if backup.message is not None and keeping.is_damage(backup.message) else verbs.OK
 
 
 def _shown(target_id: model.TargetId) -> str:

@@ -282,8 +282,8 @@ def _say_ready(config: configuration.Config, engine: Engine) -> None:
     for pool in engine.pools:
         state = f"unavailable: {pool.reason}" if pool.driver is None else "available"
         _log.info("pool=%s driver=%s path=%s state=%s", pool.row.name, pool.row.driver, pool.row.path, state)
-    places = f"plugin={config.docker_socket} api={config.api_socket} listen={config.api_listen or 'off'}"
-    _log.info("verb=start volumes=%d %s result=ok", len(live), places)
+    places = config.docker_socket, config.api_socket, config.api_listen or "off"
+    _log.info("verb=start volumes=%d plugin=%s api=%s listen=%s result=ok", len(live), *places)
     greeting.show(config)
 
 

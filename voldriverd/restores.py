@@ -197,17 +197,29 @@ class Restores:
         self, going: snapshots.Displacing, supply: supplies.Supply, job: Job, *, allow_holes: bool
     ) -> snapshots.Reverted:
         bring = functools.partial(restores.bring, self._engine, going, supply, job, allow_holes=allow_holes)
-        with _logged(going.volume, supply, job):
+
+        async def work() -> snapshots.Reverted:
             arrived = await self._in_turn(job, bring)
             finish = functools.partial(restores.finish, self._engine, going, supply, arrived)
             return await self._locked(going.volume.id, _what(going.volume), finish, wait_s=END_WAIT_S)
 
+        return await self._told(going.volume, supply, job, work())
+
     async def _bring_new(self, volume: model.Volume, supply: supplies.Supply, job: Job) -> model.Volume:
         bring = functools.partial(restores.bring_new, self._engine, volume, supply, job)
-        with _logged(volume, supply, job):
+
+        async def work() -> model.Volume:
             arrived = await self._in_turn(job, bring)
             finish = functools.partial(restores.finish_new, self._engine, volume.id, supply, arrived)
             return await self._locked(volume.id, _what(volume), finish, wait_s=END_WAIT_S)
+
+        return await self._told(volume, supply, job, work())
+
+    async def _told(self, volume: model.Volume, supply: supplies.Supply, job: Job, work: Awaitable[_T]) -> _T:
+        """Await the end of a restore, and have it told."""
+        pool = self._engine.pools.get(volume.pool_id).row.name
+        known = {"volume": volume.name, "pool": pool, "driver": volume.driver, "backup": supply.backup.shown_name}
+        return await self._runner.timed("restore-backup", lambda: {**known, "content_bytes": job.done_bytes}, work)
 
     async def _give_up_new(self, volume: model.Volume) -> None:
         give_up = functools.partial(restores.give_up_new, self._engine, volume.id)
@@ -299,21 +311,6 @@ class Restores:
         if volume is None:
             raise NotFound(f"there is no volume {_shown(volume_id)}")
         return volume
-
-
-@contextmanager
-def _logged(volume: model.Volume, supply: supplies.Supply, job: Job) -> Iterator[None]:
-    """Log one line at the end of a restore, whatever it comes to."""
-    begun_s = time.monotonic()
-    result = "ok"
-    try:
-        yield
-    except BaseException as err:
-        result = str(err)
-        raise
-    finally:
-        what = f"verb={_VERB} volume={volume.name} backup={supply.backup.shown_name}"
-        _log.info("%s bytes=%d ms=%.1f result=%s", what, job.done_bytes, (time.monotonic() - begun_s) * 1e3, result)
 
 
 async def _pause(job: Job, pause_s: float, reason: str) -> None:

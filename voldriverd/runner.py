@@ -11,7 +11,9 @@ from collections.abc import Awaitable, Callable
 from contextvars import ContextVar
 from typing import Final, TypeVar
 
+from voldriverd import verbs
 from voldriverd.errors import Error
+from voldriverd.logs import Facts
 from voldriverd.threads import Threads
 
 _log = logging.getLogger(__name__)
@@ -35,6 +37,7 @@ class Runner:
         """Start no thread yet."""
         self._quick = Threads(QUICK_THREADS, "verb")
         self._long = Threads(LONG_THREADS, "job")
+        self.verbs = verbs.Verbs()
         self._tasks: set[asyncio.Task[object]] = set()
         self._faults: dict[str, str] = {}
 
@@ -54,6 +57,27 @@ class Runner:
     async def run(self, verb: str, function: Callable[..., _T], *arguments: object, is_long: bool = False) -> _T:
         """Run something that blocks as a verb: who watches the store is told its name."""
         return await self.in_thread(as_cause, verb, function, *arguments, is_long=is_long)
+
+    async def timed(
+        self,
+        verb: str,
+        about: Callable[[], Facts],
+        work: Awaitable[_T],
+        *,
+        judge: Callable[[_T], str] = lambda _: verbs.OK,
+    ) -> _T:
+        """Await a verb and have it told, whatever it comes to; what it is about is asked for at its end.
+
+        `judge` says in one word what came of a verb that has not failed.
+        """
+        begun_s = time.monotonic()
+        try:
+            result = await work
+        except BaseException as err:
+            self.verbs.note(verb, about(), time.monotonic() - begun_s, error=err)
+            raise
+        self.verbs.note(verb, about(), time.monotonic() - begun_s, result=judge(result))
+        return result
 
     def spawn(self, work: Awaitable[_T]) -> "asyncio.Task[_T]":
         """Start something that goes on when who asked for it hangs up."""
@@ -121,7 +145,8 @@ class Runner:
         return await answer
 
     def _note_fault(self, shown_id: str, err: BaseException) -> None:
-        _log.warning("id=%s result=%s (after it was answered)", shown_id, err)
+        if not verbs.is_told(err):
+            _log.warning("verb=answer id=%s result=%s", shown_id, err)
         self._faults[shown_id] = str(err) if isinstance(err, Error) else "internal error of voldriverd"
         if len(self._faults) > FAULTS_MAX:
             del self._faults[next(iter(self._faults))]
@@ -143,18 +168,6 @@ async def _tell(work: Awaitable[_T], answer: "asyncio.Future[_T]", fail: Callabl
     else:
         if not answer.done():
             answer.set_result(result)
-
-
-async def timed(verb: str, name: str, work: Awaitable[_T]) -> _T:
-    """Await a verb and log its line, whatever it comes to."""
-    begun_s = time.monotonic()
-    try:
-        result = await work
-    except BaseException as err:
-        _log.info("verb=%s volume=%s ms=%.1f result=%s", verb, name, (time.monotonic() - begun_s) * 1e3, err)
-        raise
-    _log.info("verb=%s volume=%s ms=%.1f result=ok", verb, name, (time.monotonic() - begun_s) * 1e3)
-    return result
 
 
 def as_cause(verb: str, function: Callable[..., _T], *arguments: object) -> _T:

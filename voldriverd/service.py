@@ -14,7 +14,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Final, TypeVar
 
-from voldriverd import backups, jobs, model, names, restores, runner, stalls, usages
+from voldriverd import backups, jobs, model, names, restores, runner, stalls, usages, verbs
 from voldriverd.driver import Capability, Change, Key
 from voldriverd.engine import (
     apikeys,
@@ -32,6 +32,7 @@ from voldriverd.engine import (
 from voldriverd.engine.context import Engine
 from voldriverd.errors import Error, InUse, NotFound, Unusable
 from voldriverd.locks import Locks
+from voldriverd.logs import Facts
 
 _log = logging.getLogger(__name__)
 _T = TypeVar("_T")
@@ -256,11 +257,12 @@ class Service:
 
     async def grow(self, pool_id: model.PoolId, size_bytes: int) -> None:
         """Grow the file system of a pool; two pools may share one."""
-        name = self.engine.pools.get(pool_id).row.name
+        pool = self.engine.pools.get(pool_id).row
 
         async def locked() -> None:
-            async with self._locks.hold("grow", "grow", what=f"cannot grow pool {name}", wait_s=API_WAIT_S):
-                await runner.timed("grow", name, self.runner.in_thread(self.engine.pools.grow, pool_id, size_bytes))
+            async with self._locks.hold("grow", "grow", what=f"cannot grow pool {pool.name}", wait_s=API_WAIT_S):
+                work = self.runner.in_thread(self.engine.pools.grow, pool_id, size_bytes)
+                await self.runner.timed("grow", lambda: {"pool": pool.name, "driver": pool.driver}, work)
 
         await asyncio.shield(self.runner.spawn(locked()))
 
@@ -347,6 +349,7 @@ class Service:
         self, request: creation.Request, begun: Callable[[model.Volume], None], wait_s: float
     ) -> model.Volume:
         what = f"cannot create volume {request.name}"
+        about = functools.partial(self._about_new, request)
         source = request.options.source
         volume_id = model.VolumeId(self.store.reserve_id("volumes"))
         if isinstance(source, names.BackupSource):
@@ -358,8 +361,19 @@ class Service:
             origin = self.store.volume_named(source.volume) if isinstance(source, names.Source) else None
             if origin is None:
                 work = functools.partial(volumes.create, self.engine, request, volume_id, begun=begun)
-                return await runner.timed("create", request.name, self.runner.run("create", work))
-            return await runner.timed("clone", request.name, self._clone(request, begun, volume_id, origin, wait_s))
+                return await self.runner.timed("create", about, self.runner.run("create", work))
+            return await self.runner.timed("clone", about, self._clone(request, begun, volume_id, origin, wait_s))
+
+    def _about(self, volume: model.Volume) -> Facts:
+        """Return what the line of a verb tells of the volume that it worked on."""
+        pool = self.engine.pools.get(volume.pool_id).row
+        return {"volume": volume.name, "pool": pool.name, "driver": volume.driver}
+
+    def _about_new(self, request: creation.Request) -> Facts:
+        made = self.store.volume_named(request.name)
+        if made is not None:
+            return self._about(made)
+        return {"volume": request.name, "pool": request.options.pool, "driver": request.options.driver}
 
     async def _clone(
         self,
@@ -410,7 +424,8 @@ class Service:
             volume = self.row(volume_id)
             self.runner.forget_fault(f"1v{volume_id}")
             is_long = copies and self._is_long(volume)
-            return await runner.timed(verb, name, self.runner.run(verb, work, volume, is_long=is_long))
+            about = functools.partial(self._about, volume)
+            return await self.runner.timed(verb, about, self.runner.run(verb, work, volume, is_long=is_long))
 
     async def _quietly(
         self, verb: str, volume_id: model.VolumeId, work: Callable[[model.Volume], object], *, wait_s: float = 0
@@ -418,7 +433,8 @@ class Service:
         try:
             await self._verb(verb, volume_id, work, wait_s=wait_s)
         except (Error, OSError) as err:
-            _log.warning("verb=%s volume=1v%d result=%s", verb, volume_id, err)
+            if not verbs.is_told(err):
+                _log.warning("verb=%s volume=1v%d result=%s", verb, volume_id, err)
 
     def _reconcile_one(self, volume: model.Volume, used: frozenset[str]) -> None:
         mounts.reconcile(self.engine, [volume], used)
@@ -432,7 +448,8 @@ class Service:
         try:
             await self.remove_snapshot(snapshot.id, verb="expire")
         except Error as err:
-            _log.warning("verb=expire snapshot=1s%d result=%s", snapshot.id, err)
+            if not verbs.is_told(err):
+                _log.warning("verb=expire snapshot=1s%d result=%s", snapshot.id, err)
 
     async def relieve(self, pool_id: model.PoolId) -> None:
         """Destroy trashed volumes of a pool's file system in order until the reserve is free again (D4), then bases.

@@ -94,8 +94,9 @@ class Plugin:
         except Exception:  # noqa: BLE001 - our own bug: the caller gets an answer that it can read, the log the traceback
             _log.exception("call=%s result=internal error", request.path)
             response = _internal_error(request)
-        name, holder = body.get("Name"), body.get("ID")
-        _log.debug("call=%s name=%.300r holder=%.300r status=%d", request.path, name, holder, response.status)
+        if _log.isEnabledFor(logging.DEBUG):
+            name, holder = body.get("Name"), body.get("ID")
+            _log.debug("call=%s name=%.300s holder=%.300s status=%d", request.path, name, holder, response.status)
         if request.path == _MOUNT and response.status == _OK and not await _is_delivered(request, response):
             await self._unmount(request, body)  # nobody else ever will (R9)
         return response

@@ -14,7 +14,7 @@ from typing import Final
 import click
 
 import voldriverd
-from voldriverd import config
+from voldriverd import config, journal, logs
 from voldriverd.errors import Error, InUse, Unusable
 from voldriverd.kernel import image, run
 
@@ -39,7 +39,11 @@ def _absolute(_context: click.Context, _option: click.Parameter, path: str | Non
 @click.option("--check", is_flag=True, help="Print the configuration with every default, and end.")
 @click.option("--release", is_flag=True, help="Unmount what nobody uses, and end; for when the daemon is stopped.")
 @click.option(
-    "--log-level", type=click.Choice(_LEVELS), default="info", show_default=True, help="What goes to standard error."
+    "--log-level",
+    type=click.Choice(_LEVELS),
+    default="info",
+    show_default=True,
+    help="What goes to standard error, or to the journal of systemd if that is where standard error goes.",
 )
 @click.version_option(voldriverd.__version__, message="%(prog)s %(version)s")
 @click.pass_context
@@ -108,7 +112,13 @@ def _prepare(loaded: config.Config, log_level: str) -> None:
     lacking = list(_lacking(loaded))
     if lacking:
         raise Unusable(f"cannot serve: not installed: {'; '.join(lacking)}")
-    logging.basicConfig(level=log_level.upper(), format="%(asctime)s %(levelname)s %(message)s")
+    logging.basicConfig(level=log_level.upper(), handlers=[_log_handler()])
+
+
+def _log_handler() -> logging.Handler:
+    handler: logging.Handler = journal.Journal() if journal.is_standard_error(os.environ) else logging.StreamHandler()
+    handler.setFormatter(logs.Formatter())
+    return handler
 
 
 def _lacking(loaded: config.Config) -> Iterator[str]:

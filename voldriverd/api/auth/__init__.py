@@ -6,6 +6,7 @@ read-only may GET and HEAD. The Docker plugin is never served here.
 """
 
 import asyncio
+import logging
 import time
 from base64 import b64decode
 from binascii import Error as Base64Error
@@ -24,6 +25,8 @@ from voldriverd.api.rancher import answers, html
 from voldriverd.api.rancher.problems import Problem
 from voldriverd.model import Role, Secret
 from voldriverd.service import Service
+
+_log: Final = logging.getLogger(__name__)
 
 BODY_S: Final = 30.0
 """How long a body of at most 1 MiB may take to come."""
@@ -52,6 +55,8 @@ class Door:
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
         """Answer one request; whatever happens, in the words of the API, for a browser as a page."""
         response = await self._handle(request)
+        if _log.isEnabledFor(logging.DEBUG):
+            _log.debug("call=%s path=%.300s status=%d", request.method, request.path, response.status)
         if (
             isinstance(response, web.Response)
             and html.is_wanted(request)

@@ -1,26 +1,31 @@
-"""One line of the logger `audit` for each change that is asked for: who, from where, what, result.
+"""One line of the logger `audit` for each change that is asked for: who, from where, what, and what came of it.
 
-    audit by=key:5XG0…:ci from=10.0.0.7:40112 verb=POST path=/v1/volumes name=db id=1v3 result=201 ms=4.2
-    audit by=uid:0 from=pid:812 verb=POST path=/VolumeDriver.Mount Name=db ID=3f2c… result=200 ms=9.8
+    audit by=key:5XG0…:ci from=10.0.0.7:40112 method=POST path=/v1/volumes name=db id=1v3 status=201
+        verb=create volume=db pool=fast driver=btrfs result=ok duration_ms=4.2
+    audit by=uid:0 from=pid:812 method=POST path=/VolumeDriver.Mount Name=db ID=3f2c… status=500
+        verb=mount volume=db pool=fast driver=btrfs result=unusable duration_ms=9.8 error="cannot mount volume db: …"
 
-Of the request and of the answer only the fields that are named here are written down: no secret is among them. A verb
-that was begun and not waited for is a line with the status of its answer. The line comes right after the answer: it is
-there before the answer to whatever the client asks next.
+It is the line, too, of the verb that has ended last before the answer (`verbs`); one that was begun and not waited for
+has a line of its own at its end. Of the request and of the answer only the fields that are named here are written down:
+no secret is among them. The line comes right after the answer: it is there before the answer to whatever the client
+asks next.
 """
 
 import asyncio
 import functools
 import json
 import logging
-import re
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Final
+from http import HTTPStatus
+from typing import Final, NamedTuple
 
 from aiohttp import web
 
+from voldriverd import logs, verbs
 from voldriverd.api import middleware, peers
+from voldriverd.logs import Facts
 from voldriverd.model import Role
 
 LOGGER: Final = "audit"
@@ -32,8 +37,11 @@ _ASKED: Final = (
 )
 _ANSWERED: Final = ("id", "name", "volumeId", "message", "Err")
 """Of an error resource the message alone: its id is made up."""
-_PLAIN: Final = re.compile(r"[\w.,:;@/+=?&{}()\[\]-]{1,512}", re.ASCII)
+_ERRORS: Final = ("message", "Err")
+"""What an answer calls its error."""
 _SHOWN_MAX: Final = 512
+_REFUSED: Final = 400
+"""The status from which on an answer says that something was not done."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,46 +84,60 @@ def by_peer(request: web.BaseRequest) -> Caller:
 async def written(request: web.BaseRequest, caller: Caller, work: Awaitable[web.StreamResponse]) -> web.StreamResponse:
     """Await the answer to a change, and write the line whatever happens: as soon as the answer is sent."""
     begun_s = time.monotonic()
-    answer, result = None, "unknown"
+    asker = verbs.Asker(caller.who, caller.origin)
+    token = verbs.ASKER.set(asker)
+    answer, failure = None, None
     try:
-        response = await work
-        answer, result = response, str(response.status)
-    except asyncio.CancelledError:
-        result = "cut off"
-        raise
+        answer = await work
     except BaseException as err:
-        result = type(err).__name__
+        failure = "cut off" if isinstance(err, asyncio.CancelledError) else type(err).__name__
         raise
     finally:
+        verbs.ASKER.reset(token)
+        asker.is_answered = True
         bodies = await _asked(request), _body(answer)
-        line = functools.partial(_write, request, caller, bodies, result, (time.monotonic() - begun_s) * 1e3)
+        end = _End(None if answer is None else answer.status, failure, (time.monotonic() - begun_s) * 1e3)
+        line = functools.partial(_write, request, asker, bodies, end)
         asyncio.get_running_loop().call_soon(line)  # it takes 70 µs, for which nobody needs to wait
-    return response
+    return answer
 
 
 def failed(origin: str, *, count: int) -> None:
     """Note a try with a wrong key; what was tried may be a secret in the wrong place, and is not written down."""
-    _log.warning("audit by=unknown from=%s result=401 failed=%d", origin, count)
+    told = {"by": "unknown", "from": origin, "status": HTTPStatus.UNAUTHORIZED.value, "failed": count}
+    _log.warning(logs.Line(told, word=LOGGER))
 
 
-def _write(
-    request: web.BaseRequest, caller: Caller, bodies: tuple[bytes | None, bytes | None], result: str, took_ms: float
-) -> None:
+class _End(NamedTuple):
+    """What a request has come to."""
+
+    status: int | None
+    """None: there was no answer."""
+    failure: str | None
+    """Why there was none."""
+    took_ms: float
+
+
+def _write(request: web.BaseRequest, asker: verbs.Asker, bodies: tuple[bytes | None, bytes | None], end: _End) -> None:
     asked, answered = map(_read, bodies)
     if isinstance(answered, dict) and answered.get("type") == "error":
         answered = {"message": answered["message"]}
     query = request.query if request.query_string else {}  # to parse an empty one costs 10 µs
-    facts = {
-        "by": caller.who,
-        "from": caller.origin,
-        "verb": query.get("_method", request.method).upper(),
+    is_done = end.status is not None and end.status < _REFUSED
+    told = {"error" if key in _ERRORS and not is_done else key: value for key, value in _chosen(answered, _ANSWERED)}
+    facts: Facts = {
+        "by": asker.by,
+        "from": asker.origin,
+        "method": query.get("_method", request.method).upper(),
         "path": f"{request.path}?action={query['action']}" if "action" in query else request.path,
-        **_chosen(asked, _ASKED),
-        **_chosen(answered, _ANSWERED),
-        "result": result,
+        **dict(_chosen(asked, _ASKED)),
+        **told,
+        "status": end.status,
+        "result": end.failure or (verbs.OK if is_done else "refused"),
+        "duration_ms": end.took_ms,
+        **asker.told,
     }
-    line = " ".join(f"{name}={_shown(value)}" for name, value in facts.items())
-    _log.info("audit %s ms=%.1f", line, took_ms)
+    _log.info(logs.Line({key: _cut(value) for key, value in facts.items()}, word=LOGGER))
 
 
 async def _asked(request: web.BaseRequest) -> bytes | None:
@@ -143,13 +165,14 @@ def _read(body: bytes | None) -> object:
         return None
 
 
-def _chosen(fields: object, wanted: tuple[str, ...]) -> Mapping[str, Any]:
+def _chosen(fields: object, wanted: tuple[str, ...]) -> Iterator[tuple[str, object]]:
     if not isinstance(fields, dict):
-        return {}
-    return {name: fields[name] for name in wanted if isinstance(fields.get(name), str | int) and fields[name] != ""}
+        return
+    for name in wanted:
+        value = fields.get(name)
+        if isinstance(value, str | int) and value != "":
+            yield name, value
 
 
-def _shown(value: object) -> str:
-    """Write a value so that it cannot be taken for another field or line."""
-    text = str(value)[:_SHOWN_MAX]
-    return text if _PLAIN.fullmatch(text) else json.dumps(text)
+def _cut(value: object) -> object:
+    return value[:_SHOWN_MAX] if isinstance(value, str) else value

@@ -13,10 +13,9 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import timedelta
-from typing import Final, TypeVar
+from typing import TYPE_CHECKING, Final, TypeVar
 
 from voldriverd import jobs, model, verbs
-from voldriverd.backup.pruning import Pruned
 from voldriverd.engine import backups, keeping, snapshots, supplies, targets
 from voldriverd.engine.context import Engine
 from voldriverd.errors import Error, InUse, NotFound, Unusable
@@ -25,6 +24,9 @@ from voldriverd.logs import Facts
 from voldriverd.model import BackupState
 from voldriverd.runner import Runner, as_cause
 from voldriverd.threads import Threads
+
+if TYPE_CHECKING:
+    from voldriverd.backup.pruning import Pruned
 
 _log = logging.getLogger(__name__)
 _T = TypeVar("_T")
@@ -149,7 +151,7 @@ class Backups:
         found = await self._check(target_id, "scan", functools.partial(keeping.scan, self._engine, target_id))
         return found.adopted
 
-    async def prune(self, target_id: model.TargetId) -> Pruned:
+    async def prune(self, target_id: model.TargetId) -> "Pruned":
         """Delete the chunks in a target that no backup names and that are old enough."""
         return await self._check(target_id, "prune", functools.partial(keeping.prune, self._engine, target_id))
 

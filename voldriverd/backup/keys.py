@@ -8,10 +8,12 @@ import os
 import threading
 import time
 from collections.abc import Callable
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-from voldriverd.backup import sealing
 from voldriverd.model import Secret
+
+if TYPE_CHECKING:
+    from voldriverd.backup import sealing
 
 KEEP_S: Final = 600.0
 """How long a key is kept from when it was unwrapped on, however often it is wanted meanwhile."""
@@ -30,8 +32,10 @@ class Keys:
         self._known: dict[bytes, tuple[float, bytes]] = {}
         """When it was unwrapped and the key, the oldest first."""
 
-    def unwrap(self, header: sealing.Header, passphrase: Secret) -> bytes:
+    def unwrap(self, header: "sealing.Header", passphrase: Secret) -> bytes:
         """Return what `sealing.unwrap` returns for exactly these two. Raises WrongPassphrase."""
+        from voldriverd.backup import sealing  # noqa: PLC0415 - what it needs would delay every start
+
         name = self._name(header, passphrase)
         with self._lock:
             self._forget()
@@ -44,7 +48,7 @@ class Keys:
             self._forget()
         return master
 
-    def _name(self, header: sealing.Header, passphrase: Secret) -> bytes:
+    def _name(self, header: "sealing.Header", passphrase: Secret) -> bytes:
         """Return a hash of all that the key comes of."""
         text = repr((header, passphrase.text)).encode("utf-8", "surrogateescape")
         return hashlib.blake2b(text, digest_size=32, key=self._salt).digest()

@@ -163,7 +163,7 @@ class Repository:
         """Remove a backup; repeatable. Others that build on it stay whole, and it is hidden until they are gone."""
         self._pruning(manifest.volume.uuid, GRACE_S, datetime.now(UTC)).remove(manifest)
 
-    def prune(self, *, grace_s: float, now: datetime, progress: Progress) -> Pruned:
+    def prune(self, *, now: datetime, progress: Progress, grace_s: float = GRACE_S) -> Pruned:
         """Delete the chunks that no backup names and that are older than the grace period. Raises Invalid (too short).
 
         A volume that somebody writes to is left for the next time. `progress` gets the bytes deleted.

@@ -16,12 +16,11 @@ import os
 import threading
 import uuid
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from voldriverd import model
 from voldriverd.backup.faults import Cancelled
 from voldriverd.backup.manifest import Manifest, SnapshotCard, VolumeCard
-from voldriverd.backup.repository import Repository
 from voldriverd.driver import Capability, Driver, Key, TreeOptions
 from voldriverd.engine import chains, creation, failures, targets, trees
 from voldriverd.engine.context import Engine
@@ -29,6 +28,9 @@ from voldriverd.engine.supplies import Work
 from voldriverd.errors import Error, InUse, NotFound
 from voldriverd.model import BackupState, SnapshotState
 from voldriverd.store.write import Write
+
+if TYPE_CHECKING:
+    from voldriverd.backup.repository import Repository
 
 _log = logging.getLogger(__name__)
 
@@ -203,7 +205,7 @@ def _new_row(
     )
 
 
-def _sent_before(repository: Repository, backup: model.Backup) -> _Sent | None:
+def _sent_before(repository: "Repository", backup: model.Backup) -> _Sent | None:
     """Return a backup whose manifest was written before a crash."""
     try:
         return _Sent(repository.manifest(backup.volume_uuid, backup.uuid))
@@ -211,7 +213,7 @@ def _sent_before(repository: Repository, backup: model.Backup) -> _Sent | None:
         return None
 
 
-def _send(engine: Engine, backup: model.Backup, repository: Repository, work: Work, what: str) -> _Sent:
+def _send(engine: Engine, backup: model.Backup, repository: "Repository", work: Work, what: str) -> _Sent:
     volume = None if backup.volume_id is None else engine.store.volume(backup.volume_id)
     if volume is None:
         raise NotFound(f"{what}: its volume is gone")

@@ -1,16 +1,18 @@
 """What an increment is made on, and when it is time for a whole backup again."""
 
 from dataclasses import dataclass
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from voldriverd import model
 from voldriverd.backup.faults import Damaged
 from voldriverd.backup.manifest import Manifest
-from voldriverd.backup.repository import Repository
 from voldriverd.driver import Capability, Driver, Key
 from voldriverd.engine.context import Engine
 from voldriverd.errors import NotFound
 from voldriverd.model import BackupState
+
+if TYPE_CHECKING:
+    from voldriverd.backup.repository import Repository
 
 CHAIN_MAX: Final = 30
 """How many increments are made on a whole backup: a restore reads them all, one object lost costs those that follow,
@@ -44,7 +46,7 @@ class Base:
 WHOLE: Final = Base()
 
 
-def find(engine: Engine, driver: Driver, backup: model.Backup, repository: Repository) -> Base:
+def find(engine: Engine, driver: Driver, backup: model.Backup, repository: "Repository") -> Base:
     """Return what a backup is made on: the last one of its volume in its target, if all that it takes is there."""
     assert backup.volume_id is not None, "its volume was looked up before"
     made = engine.store.backups_of(backup.volume_id, backup.target_id)
@@ -70,7 +72,7 @@ def is_base(driver: Driver, manifest: Manifest) -> bool:
     return Capability.DELTA in driver.capabilities and manifest.format is driver.formats[0]
 
 
-def _may_grow(engine: Engine, last: Manifest, target_id: model.TargetId, repository: Repository) -> bool:
+def _may_grow(engine: Engine, last: Manifest, target_id: model.TargetId, repository: "Repository") -> bool:
     """Tell whether one more increment is worth it: few enough, and all of them no larger than the whole one.
 
     The rows tell, for that costs no network; where one is missing the manifests do.

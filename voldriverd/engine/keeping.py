@@ -3,19 +3,20 @@
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from voldriverd import model
 from voldriverd.backup.faults import Cancelled, Damage, Damaged
 from voldriverd.backup.manifest import Manifest
-from voldriverd.backup.pruning import Pruned
-from voldriverd.backup.repository import GRACE_S
 from voldriverd.engine import failures, targets
 from voldriverd.engine.context import Engine
 from voldriverd.engine.supplies import Work
 from voldriverd.errors import Error, InUse, NotFound
 from voldriverd.model import BackupState
 from voldriverd.store.write import Write
+
+if TYPE_CHECKING:
+    from voldriverd.backup.pruning import Pruned
 
 DAMAGES_SHOWN: Final = 5
 """How much of the damage a backup's message names; each is a line, and a lost disk has thousands."""
@@ -138,7 +139,7 @@ def scan(engine: Engine, target_id: model.TargetId, work: Work) -> Found:
     return Found(adopted, gone, damaged)
 
 
-def prune(engine: Engine, target_id: model.TargetId, work: Work) -> Pruned:
+def prune(engine: Engine, target_id: model.TargetId, work: Work) -> "Pruned":
     """Delete the chunks in a target that no backup names and that are old enough.
 
     Raises NotFound, Unusable (the target does not answer; what was deleted until then is) and InUse (`work` was ended).
@@ -146,7 +147,7 @@ def prune(engine: Engine, target_id: model.TargetId, work: Work) -> Pruned:
     target = targets.row(engine, target_id)
     what = f"cannot prune target {target.name}"
     with _ended_by(work, what), targets.opened(engine, target_id, cancelled=work.cancelled) as repository:
-        return repository.prune(grace_s=GRACE_S, now=engine.now(), progress=_counter(work))
+        return repository.prune(now=engine.now(), progress=_counter(work))
 
 
 def _ensure_no_base(engine: Engine, backup: model.Backup, what: str) -> None:

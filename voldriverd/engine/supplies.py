@@ -10,17 +10,19 @@ import threading
 from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
-from typing import Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 from voldriverd import model, names
 from voldriverd.backup.faults import Cancelled, Damage
 from voldriverd.backup.manifest import Manifest
-from voldriverd.backup.repository import Repository
 from voldriverd.driver import Driver, Key, Part, Stream, StreamFormat, TreeOptions
 from voldriverd.engine import extract, failures, scratch, targets
 from voldriverd.engine.context import Engine
 from voldriverd.errors import Error, InUse, Invalid, NotFound, Unsupported, Unusable
 from voldriverd.model import BackupState
+
+if TYPE_CHECKING:
+    from voldriverd.backup.repository import Repository
 
 _log = logging.getLogger(__name__)
 
@@ -54,7 +56,7 @@ class Supply:
     backup: model.Backup
     chain: tuple[Manifest, ...]
     """The whole one first."""
-    repository: Repository
+    repository: "Repository"
     close: Callable[[], None]
 
     @property

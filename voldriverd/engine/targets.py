@@ -18,7 +18,6 @@ from voldriverd import model, names
 from voldriverd.backup.faults import Cancelled, Fault, Kind
 from voldriverd.backup.keys import Keys
 from voldriverd.backup.objects import Place
-from voldriverd.backup.repository import Repository
 from voldriverd.engine import failures, trees
 from voldriverd.errors import Error, Exists, InUse, Invalid, NotFound, Unsupported
 from voldriverd.kernel import fs, nfs
@@ -26,6 +25,7 @@ from voldriverd.model import Health, Secret
 from voldriverd.store.write import Write
 
 if TYPE_CHECKING:
+    from voldriverd.backup.repository import Repository
     from voldriverd.engine.context import Engine
 
 _log = logging.getLogger(__name__)
@@ -158,7 +158,7 @@ def row(engine: "Engine", target_id: model.TargetId) -> model.Target:
 @contextmanager
 def opened(
     engine: "Engine", target_id: model.TargetId, *, cancelled: threading.Event | None = None
-) -> Iterator[Repository]:
+) -> "Iterator[Repository]":
     """Open the repository of a target for the block, and note the target's health by how that goes.
 
     Raises NotFound (it is removed), Unusable (with the cause) and Cancelled.
@@ -249,7 +249,9 @@ def discard_tree(engine: "Engine", backup: model.Backup) -> None:
 
 
 @contextmanager
-def _opened(engine: "Engine", target: model.Target, cancelled: threading.Event | None) -> Iterator[Repository]:
+def _opened(engine: "Engine", target: model.Target, cancelled: threading.Event | None) -> "Iterator[Repository]":
+    from voldriverd.backup.repository import Repository  # noqa: PLC0415 - with what it needs a fifth of a start
+
     spec = engine.targets.spec(target) or Spec(target.name, target.url)
     what = f"cannot use target {target.name}"
     with ExitStack() as stack:
@@ -264,7 +266,7 @@ def _opened(engine: "Engine", target: model.Target, cancelled: threading.Event |
         yield repository
 
 
-def _recognise(engine: "Engine", target: model.Target, repository: Repository) -> None:
+def _recognise(engine: "Engine", target: model.Target, repository: "Repository") -> None:
     """Refuse a place that holds another repository than before: most often a disk that is not mounted."""
     if target.repository_uuid is None:
         _put(engine, replace(target, repository_uuid=repository.uuid))

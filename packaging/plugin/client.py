@@ -1,0 +1,7 @@
+import sys
+
+sys.path.insert(0, "/usr/lib/voldriver")
+
+from voldriverd.cli.client import main
+
+main(prog_name="voldriver")

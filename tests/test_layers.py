@@ -42,6 +42,7 @@ MAY_IMPORT: Final = {
     "restores": WORDS | {"backup", "engine", "jobs", "locks", "threads", "runner", "store"},
     "service": WORDS
     | {"backups", "engine", "jobs", "locks", "logs", "restores", "runner", "stalls", "store", "usages", "verbs"},
+    "health": WORDS | {"engine", "kernel", "runner"},
     "worker": WORDS | {"engine", "service"},
     "metrics": WORDS | {"engine", "jobs", "journal", "service", "store", "usages", "verbs"},
     "api": WORDS | {"engine", "logs", "metrics", "runner", "service", "verbs"},
@@ -51,8 +52,8 @@ MAY_IMPORT: Final = {
     "embedded": {"config", "driver", "errors", "kernel", "names"},
     "daemon": WORDS
     | {"api", "config", "drivers", "embedded", "engine", "greeting", "kernel", "service", "sockets", "store"}
-    | {"supervisor", "worker"},
-    "cli": WORDS | {"config", "daemon", "journal", "kernel", "logs"},
+    | {"health", "supervisor", "worker"},
+    "cli": WORDS | {"config", "doctor", "daemon", "journal", "kernel", "logs"},
 }
 """What each part may import besides itself. A part that is not here has no place yet: give it one."""
 

@@ -20,6 +20,7 @@ from tests.test_rancher_lists import NOW, backup, snapshot, target, volume
 from voldriverd import model
 from voldriverd import store as database
 from voldriverd.api.rancher import backups, snapshots, volumes
+from voldriverd.engine.ailments import Ailments
 from voldriverd.model import BackupState, Health, SnapshotState, VolumeState
 
 __all__ = ["name"]
@@ -410,7 +411,7 @@ def service(tmp_path: Path) -> Iterator[Any]:
         jobs=SimpleNamespace(get=running.get),
         runner=runner,
         usages=SimpleNamespace(known=lambda _: None),
-        engine=SimpleNamespace(pools=pools, mounts=tmp_path),
+        engine=SimpleNamespace(pools=pools, mounts=tmp_path, ailments=Ailments()),
     )
     store.close()
 

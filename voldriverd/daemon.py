@@ -27,7 +27,7 @@ from aiohttp import web
 
 import drivers
 from voldriverd import config as configuration
-from voldriverd import embedded, greeting, model, service, sockets, store, supervisor, worker
+from voldriverd import embedded, greeting, health, model, service, sockets, store, supervisor, worker
 from voldriverd.api import auth, docker, middleware, rancher, tcp, tls
 from voldriverd.api.auth import audit
 from voldriverd.driver import Driver, StreamFormat
@@ -204,6 +204,7 @@ async def _serve(
         loop.add_signal_handler(number, ended.set)
     verbs = service.Service(engine)
     upkeep = worker.Worker(verbs, reconcile_interval_s=config.reconcile_interval_s)
+    watcher = health.Watcher(engine)
     api = rancher.Api(verbs)
     sites = (
         ("api", config.api_socket, "voldriver", auth.Door(api, auth.by_peer)),
@@ -219,6 +220,7 @@ async def _serve(
             stops.append((await _listen(held or sockets.bind(path, group=group), site)).cleanup)
             bound += [] if held else [path]
         upkeep.start()
+        watcher.start()
         await verbs.resume()
         await verbs.runner.in_thread(_say_ready, config, engine)
         manager.tell("READY=1", f"STATUS=Serving {config.docker_socket} and {config.api_socket}")
@@ -229,6 +231,7 @@ async def _serve(
         api.close()
         await asyncio.gather(*(stop() for stop in stops))
         await upkeep.stop()
+        await verbs.runner.in_thread(watcher.stop)
         has_ended = await verbs.stop(within_s=STOP_S)
         upkeep.save()
     return has_ended

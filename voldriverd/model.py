@@ -4,11 +4,11 @@ Data and pure questions, no effects. Times are aware datetimes in UTC. Sizes are
 commits a new one.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
-from typing import NewType
+from typing import Final, NewType
 
 from voldriverd.driver import Key, StreamFormat, TreeOptions
 
@@ -64,10 +64,45 @@ class BackupState(StrEnum):
 
 
 class Health(StrEnum):
-    """Whether a pool can be used now."""
+    """Whether a pool, target or volume can be used now."""
 
     AVAILABLE = "available"
+    DEGRADED = "degraded"
+    """It serves, and the kernel tells of trouble below it; targets are never so."""
     UNAVAILABLE = "unavailable"
+
+
+class Trouble(StrEnum):
+    """What the kernel tells of a file system or of a device below it."""
+
+    SHUT_DOWN = "shut-down"
+    """Every call fails."""
+    DEVICE_GONE = "device-gone"
+    DEVICE_OFFLINE = "device-offline"
+    DEVICE_READ_ONLY = "device-read-only"
+    DEVICE_SHRUNK = "device-shrunk"
+    """It became smaller, or is smaller than its file system."""
+    MEMBERS_MISSING = "members-missing"
+    """Of an array or of a btrfs with several devices."""
+    IMAGE_SHORT = "image-short"
+    """The file of a loop device ends before the device does."""
+    IMAGE_DELETED = "image-deleted"
+    READ_ONLY = "read-only"
+    ERRORS = "errors"
+    """The file system has counted some."""
+
+
+_FATAL: Final = frozenset({Trouble.SHUT_DOWN, Trouble.DEVICE_GONE, Trouble.DEVICE_OFFLINE})
+"""With these nothing can be read or written any more."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ailment:
+    """One trouble of a pool or of a mounted volume."""
+
+    trouble: Trouble
+    text: str
+    """What there is to see, for people."""
 
 
 class Role(StrEnum):
@@ -388,6 +423,24 @@ def backup_key(backup_id: BackupId) -> Key:
 def key_number(key: Key) -> tuple[str, int]:
     """Return (letter, id) of a key, so that new ids start above every key on disk. Raises ValueError."""
     return key[0], int(key[1:].partition(".")[0])
+
+
+def health_of(ailments: Iterable[Ailment]) -> Health:
+    """Return how somebody with these ailments fares."""
+    troubles = {ailment.trouble for ailment in ailments}
+    if troubles & _FATAL:
+        return Health.UNAVAILABLE
+    return Health.DEGRADED if troubles else Health.AVAILABLE
+
+
+def worst(*healths: Health) -> Health:
+    """Return the worst of some healths."""
+    return max(healths, key=list(Health).index)
+
+
+def told(ailments: Iterable[Ailment]) -> str | None:
+    """Return ailments on one line; None for none."""
+    return "; ".join(ailment.text for ailment in ailments) or None
 
 
 def shown_state(volume: Volume, *, is_mounted: bool) -> str:

@@ -45,7 +45,7 @@ def tell(pools: list[Resource]) -> None:
     show.table(HEAD, [_row(pool) for pool in pools], right=RIGHT)
     for pool in pools:
         if pool["health"] != "available":
-            show.note(f"pool {pool['name']} is unavailable: {pool['transitioningMessage']}")
+            show.note(f"pool {pool['name']} is {pool['health']}: {pool['transitioningMessage']}")
         if pool["orphans"]:
             keys = ", ".join(pool["orphans"])
             show.note(f"pool {pool['name']} holds trees that the daemon does not know and leaves alone: {keys}")

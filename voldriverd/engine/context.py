@@ -10,6 +10,7 @@ from pathlib import Path
 from voldriverd import model, store
 from voldriverd.driver import Driver, StreamFormat
 from voldriverd.engine import pools, reading, trees
+from voldriverd.engine.ailments import Ailments
 from voldriverd.engine.targets import Targets
 
 
@@ -47,6 +48,7 @@ class Engine:
     garbage: trees.Garbage = field(default_factory=trees.Garbage)
     readers: reading.Readers = field(default_factory=reading.Readers)
     targets: Targets = field(default_factory=Targets)
+    ailments: Ailments = field(default_factory=Ailments)
     uptime: Callable[[], float] = time.monotonic
     """Seconds since some time, whatever anybody does to the clock."""
     held_since: dict[tuple[model.VolumeId, str], float] = field(default_factory=dict)

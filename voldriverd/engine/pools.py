@@ -18,7 +18,7 @@ from voldriverd import model, store
 from voldriverd.driver import Driver, Key
 from voldriverd.engine import failures, remembered
 from voldriverd.errors import Error, Invalid, Unsupported, Unusable
-from voldriverd.kernel import fs
+from voldriverd.kernel import counters, fs
 
 MARKER: Final = ".voldriver-pool"
 _TABLES: Final = {"v": "volumes", "s": "snapshots", "b": "backups"}
@@ -53,11 +53,20 @@ class Pool:
     """Trees on disk that no row knows: reported, never deleted."""
     identity: tuple[int, int] | None = None
     """Device and inode of its root directory when it was opened."""
+    ailments: tuple[model.Ailment, ...] = ()
+    """What the kernel told of its file system and devices when it was asked last (`health`)."""
+    counts: tuple[counters.Count, ...] = ()
+    """The errors that its file system has counted; pools on one file system have the same."""
 
     @property
     def health(self) -> model.Health:
         """Whether it can be used."""
-        return model.Health.UNAVAILABLE if self.driver is None else model.Health.AVAILABLE
+        return model.Health.UNAVAILABLE if self.driver is None else model.health_of(self.ailments)
+
+    @property
+    def trouble(self) -> str | None:
+        """What is wrong with it; None if nothing is."""
+        return self.reason if self.driver is None else model.told(self.ailments)
 
 
 class Pools:
@@ -103,8 +112,24 @@ class Pools:
         return [pool for pool in self if pool.driver is not None]
 
     def watch(self, listener: Callable[[Pool], None]) -> None:
-        """Have a function called with each pool whose health has changed, by whichever thread; it does not raise."""
+        """Have a function called with each pool whose health has changed or whose device was resized.
+
+        Whichever thread finds that calls it; it does not raise.
+        """
         self._listeners.append(listener)
+
+    def note(self, pool: Pool, ailments: tuple[model.Ailment, ...], counts: tuple[counters.Count, ...]) -> bool:
+        """Keep what ails a pool, and tell it where the kinds of trouble are others; tells whether they are."""
+        has_turned = {each.trouble for each in pool.ailments} != {each.trouble for each in ailments}
+        pool.ailments, pool.counts = ailments, counts
+        if has_turned:
+            self.tell(pool)
+        return has_turned
+
+    def tell(self, pool: Pool) -> None:
+        """Call the listeners with a pool."""
+        for listener in self._listeners:
+            listener(pool)
 
     def drivers(self) -> set[str]:
         """Return the names of the configured drivers."""
@@ -151,13 +176,13 @@ class Pools:
                 self._note_failure(spec, known, str(err))
             else:
                 pool.driver = driver
-                for listener in self._listeners:
-                    listener(pool)
+                self.tell(pool)
 
     def choose(self, *, driver: str | None, name: str | None) -> Pool:
         """Return the pool for a new volume: the named one, or the driver's one with the most free space.
 
-        Raises Invalid (no such pool or driver, or the two contradict) and Unusable (none is available).
+        One that ails is taken where there is no other. Raises Invalid (no such pool or driver, or the two contradict)
+        and Unusable (none is available).
         """
         if name is not None:
             pool = next((pool for pool in self if pool.row.name == name and pool.spec is not None), None)
@@ -175,9 +200,10 @@ class Pools:
         if not candidates:
             reasons = "; ".join(f"{pool.row.name}: {pool.reason}" for pool in self if pool.row.driver == wanted)
             raise Unusable(f"no pool of driver {wanted} is available: {reasons}")
-        if len(candidates) == 1:
-            return candidates[0]
-        return max(candidates, key=lambda pool: fs.capacity(Path(pool.row.path))[1])
+        sound = [pool for pool in candidates if pool.health is model.Health.AVAILABLE] or candidates
+        if len(sound) == 1:
+            return sound[0]
+        return max(sound, key=lambda pool: fs.capacity(pool.row.path)[1])
 
     def _open(self, spec: Spec, row: model.Pool | None) -> tuple[Pool, Driver]:
         with failures.told_as(f"cannot open pool {spec.name}"):
@@ -234,8 +260,7 @@ class Pools:
             return
         pool.reason = f"{pool.row.path} was unmounted, or something else was mounted there"
         pool.driver = None
-        for listener in self._listeners:
-            listener(pool)
+        self.tell(pool)
 
     def _note_failure(self, spec: Spec, known: Pool | None, reason: str) -> None:
         if known is not None:

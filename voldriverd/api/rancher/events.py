@@ -9,9 +9,10 @@
 
 There is one event for each change of a volume, snapshot or backup and for each mount that begins or ends, in the order
 of the commits, and one more for a volume that becomes active or inactive by that, and for a snapshot that is backed up
-or no more; `cause` is the verb. What befalls a volume in the trash befalls its snapshots, without events of their own.
-The form is that of the HTML standard (9.2, server-sent events), and the first lines of a stream tell where it begins:
-who is cut off before the first event misses nothing.
+or no more; `cause` is the verb, `health` where the kernel told of trouble, or that it is over, with a pool or with a
+mounted volume, and `resize` where the device of a pool has another size. What befalls a volume in the trash befalls its
+snapshots, without events of their own. The form is that of the HTML standard (9.2, server-sent events), and the first
+lines of a stream tell where it begins: who is cut off before the first event misses nothing.
 
 - Who comes with `Last-Event-ID` gets what happened since then. Where that is not known any more (KEPT_MAX events or a
   restart of the daemon lie between) the first event is a `gap`: read the lists again; from here on all is told.
@@ -69,6 +70,8 @@ class _Event(NamedTuple):
     volume_id: model.VolumeId | None
     volume_name: str | None
     holder: str | None
+    health: model.Health | None = None
+    message: str | None = None
 
 
 class Feed:
@@ -98,6 +101,7 @@ class Feed:
         self._readers: set[asyncio.Transport] = set()
         service.store.watch(self._note_commit)
         service.engine.pools.watch(self._note_pool)
+        service.engine.ailments.watch(self._note_ailing)
 
     def close(self) -> None:
         """End all streams; those that are stuck at once."""
@@ -189,6 +193,13 @@ class Feed:
     def _note_pool(self, pool: pools.Pool) -> None:
         self._add([_pool(self._service, pool)])
 
+    def _note_ailing(self, volume_id: model.VolumeId) -> None:
+        volume = self._service.store.volume(volume_id)
+        if volume is not None:
+            ailments = self._service.engine.ailments.of(volume_id)
+            event = _volume(self._service, volume)
+            self._add([event._replace(health=model.health_of(ailments), message=model.told(ailments))])
+
     def _add(self, happened: Iterator[_Event] | list[_Event]) -> None:
         with self._lock:
             for event in happened:
@@ -256,8 +267,9 @@ def _mount(service: Service, mount: model.Mount, state: str) -> _Event:
 
 
 def _pool(service: Service, pool: pools.Pool) -> _Event:
-    state = "active" if pool.health is model.Health.AVAILABLE else "inactive"
-    return _event(service, schemas.STORAGE_POOL, pool.row.id, pool.row.name, state)
+    state = "inactive" if pool.health is model.Health.UNAVAILABLE else "active"
+    event = _event(service, schemas.STORAGE_POOL, pool.row.id, pool.row.name, state)
+    return event._replace(health=pool.health, message=pool.trouble)
 
 
 def _event(
@@ -288,4 +300,6 @@ def _shown(event: _Event) -> dict[str, Any]:
         "volumeId": None if event.volume_id is None else ids.show(schemas.VOLUME, event.volume_id),
         "volumeName": event.volume_name,
         "holder": event.holder,
+        "health": None if event.health is None else event.health.value,
+        "message": event.message,
     }

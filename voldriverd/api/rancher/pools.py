@@ -38,11 +38,11 @@ def _identify(row: _Row) -> str:
 
 def _show(service: Service, row: _Row) -> dict[str, Any]:
     pool = row.pool
-    is_available = pool.health is model.Health.AVAILABLE
+    serves = pool.health is not model.Health.UNAVAILABLE
     capacity_bytes, free_bytes = row.space or (None, None)
     return {
         "name": pool.row.name,
-        "state": "active" if is_available else "inactive",
+        "state": "active" if serves else "inactive",
         "accountId": ACCOUNT,
         "blockDevicePath": None,
         "capacityBytes": capacity_bytes,
@@ -59,7 +59,7 @@ def _show(service: Service, row: _Row) -> dict[str, Any]:
         "volumeCapabilities": ["snapshot"],
         "volumeCount": sum(volume.pool_id == pool.row.id for volume in service.store.volumes()),
         **times.shown(created=None, removed=None),
-        **transition(is_going=False, fault=None if is_available else pool.reason),
+        **transition(is_going=False, fault=None if serves else pool.trouble, note=pool.trouble),
     }
 
 

@@ -20,7 +20,7 @@ VOLUME_STATES: Final = (
 )
 SNAPSHOT_STATES: Final = ("creating", "created", "backing-up", "removed")
 BACKUP_STATES: Final = tuple(state.value for state in model.BackupState)
-HEALTHS: Final = ("available", "unavailable")
+HEALTHS: Final = tuple(health.value for health in model.Health)
 FORMATS: Final = tuple(format_.value for format_ in driver.StreamFormat)
 ROLES: Final = tuple(role.value for role in model.Role)
 
@@ -331,6 +331,8 @@ EVENT: Final = Schema(
         "volumeId": Field("reference[volume]", description="the volume that it is about"),
         "volumeName": Field("string"),
         "holder": Field("string", description="of a mount"),
+        "health": Field("enum", options=HEALTHS, description="of a pool, and of a volume whose health has changed"),
+        "message": Field("string", description="what is wrong, if anything is"),
     },
 )
 

@@ -63,6 +63,10 @@ def _show(service: Service, volume: model.Volume) -> dict[str, Any]:
     pool = service.engine.pools.get(volume.pool_id)
     usage = service.usages.known(volume.id)
     is_fault = volume.message is not None and engine_restores.is_fault(volume.message)
+    ailing = service.engine.ailments.of(volume.id)
+    fault = volume.message if is_fault else service.runner.fault(f"1v{volume.id}")
+    if fault is None and model.health_of(ailing) is model.Health.UNAVAILABLE:
+        fault = model.told(ailing)
     return {
         "name": volume.name,
         "state": model.shown_state(volume, is_mounted=is_mounted),
@@ -73,7 +77,7 @@ def _show(service: Service, volume: model.Volume) -> dict[str, Any]:
         "driver": volume.driver,
         "driverOpts": volume.options,
         "externalId": None,
-        "health": pool.health.value,
+        "health": model.worst(pool.health, model.health_of(ailing)).value,
         "imageId": None,
         "instanceId": None,
         "isHostPath": False,
@@ -90,8 +94,8 @@ def _show(service: Service, volume: model.Volume) -> dict[str, Any]:
         **times.shown(created=volume.created_at, removed=volume.removed_at, removeTime=volume.destroy_at),
         **transition(
             is_going=volume.state in _GOING,
-            fault=volume.message if is_fault else service.runner.fault(f"1v{volume.id}"),
-            note=volume.message,
+            fault=fault,
+            note=volume.message or model.told(ailing),
             job=service.jobs.get(f"1v{volume.id}"),
         ),
     }

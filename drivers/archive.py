@@ -22,7 +22,7 @@ from typing import Final
 
 from drivers import unpacking
 from voldriverd.driver import PART_MAX, Part, Stream, StreamFormat
-from voldriverd.kernel import attributes, sparse, tar, tree
+from voldriverd.kernel import attributes, content, sparse, tar, tree
 
 _PIECE_BYTES: Final = 1 << 20
 """How much is read and handed on at once; a part may be longer by the headers before it."""
@@ -253,21 +253,13 @@ def _regular_file(fd: int, path: bytes, status: os.stat_result) -> Iterator[byte
 
 
 def _segments(fd: int, size_bytes: int) -> sparse.Segments:
-    """Return what is no hole (lseek(2), SEEK_DATA); of very many the last one takes all that follow."""
+    """Return what is no hole; of very many the last one takes all that follow."""
     found: sparse.Segments = []
-    end = 0
-    while end < size_bytes:
-        try:
-            start = os.lseek(fd, end, os.SEEK_DATA)
-        except OSError as err:
-            if err.errno == errno.ENXIO:
-                break  # nothing but a hole follows
-            raise
-        end = min(os.lseek(fd, start, os.SEEK_HOLE), size_bytes)
+    for start, end in content.segments(fd, size_bytes):
         if len(found) == sparse.SEGMENTS_MAX - 1:
-            end = size_bytes
-        if start < end:
-            found.append((start, end - start))
+            found.append((start, size_bytes - start))
+            break
+        found.append((start, end - start))
     return found
 
 

@@ -44,7 +44,7 @@ from voldriverd.driver import (
     User,
 )
 from voldriverd.errors import Exists, InUse, Invalid, NotFound, Unsupported, Unusable
-from voldriverd.kernel import btrfs, fs, mount, nested, qgroup, send
+from voldriverd.kernel import btrfs, fs, mount, nested, places, qgroup, send
 from voldriverd.kernel.qgroup import Mode
 
 SIZE_MIN_BYTES: Final = 1 << 20
@@ -152,7 +152,7 @@ class Btrfs:
         """
         with btrfs.opened(self._trees) as trees:
             self._check_absent("adopt", key)
-            if not btrfs.is_same_file_system(source, self._trees):
+            if not places.are_together(source, self._trees):
                 return Adopted.NOT
             is_copied = options.nocow or options.compression or (options.size_bytes and self._quota is Mode.FULL)
             if _is_root(source) and not is_copied:

@@ -37,7 +37,7 @@ from typing import Final
 from drivers import archive, binding
 from voldriverd.driver import Adopted, Capability, Change, Key, Stream, StreamFormat, TreeOptions, Usage, User
 from voldriverd.errors import Exists, InUse, NotFound, Unsupported, Unusable
-from voldriverd.kernel import attributes, btrfs, copying, fs, mount, tree
+from voldriverd.kernel import attributes, copying, fs, mount, places, tree
 
 _PART: Final = ".part-"
 _GONE: Final = ".gone-"
@@ -119,7 +119,7 @@ class Directory:
     ) -> Adopted:
         """Copy every file as a clone does, if the directory lies on the pool's file system."""
         self._check_absent("adopt", key)
-        if not btrfs.is_same_file_system(source, self._trees):
+        if not places.are_together(source, self._trees):
             return Adopted.NOT
         with self._part(key) as part:
             (part / _FILES).mkdir(0o700)

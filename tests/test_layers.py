@@ -40,8 +40,10 @@ MAY_IMPORT: Final = {
     "jobs": {"errors"},
     "backups": WORDS | {"backup", "engine", "jobs", "locks", "logs", "threads", "runner", "store", "verbs"},
     "restores": WORDS | {"backup", "engine", "jobs", "locks", "threads", "runner", "store"},
+    "imports": WORDS | {"engine", "jobs", "locks", "threads", "runner"},
     "service": WORDS
-    | {"backups", "engine", "jobs", "locks", "logs", "restores", "runner", "stalls", "store", "usages", "verbs"},
+    | {"backups", "engine", "imports", "jobs", "locks", "logs", "restores", "runner", "stalls", "store", "usages"}
+    | {"verbs"},
     "health": WORDS | {"engine", "kernel", "runner"},
     "worker": WORDS | {"engine", "service"},
     "metrics": WORDS | {"engine", "jobs", "journal", "service", "store", "usages", "verbs"},
@@ -61,6 +63,7 @@ ASYNC: Final = {
     "api",
     "backups",
     "restores",
+    "imports",
     "service",
     "locks",
     "stalls",

@@ -690,7 +690,7 @@ def test_a_size_below_the_content_is_refused(host: Host) -> None:
         with host.written(source) as root:
             (root / "big").write_bytes(os.urandom(40 * MIB))
         backup = host.backup(source, "one")
-        with pytest.raises(Invalid, match=r"size 32 MiB is below the 40.* MiB that the backup holds") as caught:
+        with pytest.raises(Invalid, match=r"size 32 MiB is below the 40.* MiB that it is to hold") as caught:
             host.restore_as("small", backup, {"driver": "loop", "size": "32M"})
         assert caught.value.field == "size"
         assert host.store.volume_named("small") is None

@@ -26,6 +26,7 @@ from typing import Final
 from aiohttp import web
 
 import drivers
+from drivers import archive
 from voldriverd import config as configuration
 from voldriverd import embedded, greeting, health, model, service, sockets, store, supervisor, worker
 from voldriverd.api import auth, docker, middleware, rancher, tcp, tls
@@ -86,7 +87,16 @@ def build(config: configuration.Config) -> Engine:
     specs = _configured(config) if config.pools else _embedded(config, is_known=bool(database.pools()))
     opened = pools.Pools(database, specs, default_driver=config.default_driver)
     places = targets.Targets(map(_target, config.targets), default_name=config.default_target)
-    return Engine(config.root, database, opened, boot_id, limits, targets=places, make_scratch=make_scratch)
+    return Engine(
+        config.root,
+        database,
+        opened,
+        boot_id,
+        limits,
+        targets=places,
+        make_scratch=make_scratch,
+        archive=archive.stream,
+    )
 
 
 @contextmanager

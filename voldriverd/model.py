@@ -34,6 +34,8 @@ class VolumeState(StrEnum):
     RESTORING = "restoring"
     """A backup is being brought back. A new volume's tree may be missing and the restore is begun again; one that had
     content rests again with that content after a crash."""
+    IMPORTING = "importing"
+    """A new volume is being filled from outside, which nobody can take up again: a crash ends it, and its trees go."""
     REMOVED = "removed"
     """In the trash until `destroy_at`."""
     PURGED = "purged"
@@ -453,6 +455,8 @@ def shown_state(volume: Volume, *, is_mounted: bool) -> str:
         return "updating-active" if is_mounted else "updating-inactive"
     if volume.state is VolumeState.RESTORING:
         return "restoring-inactive"
+    if volume.state is VolumeState.IMPORTING:
+        return VolumeState.REGISTERING.value
     return volume.state.value
 
 
@@ -460,7 +464,7 @@ def volume_actions(volume: Volume, *, is_mounted: bool, has_host_holder: bool) -
     """Return the actions that a volume offers now; both the `actions` map and the check ask here."""
     if volume.state is VolumeState.REMOVED:
         return frozenset({"restore", "purge"})
-    if volume.state is VolumeState.RESTORING:
+    if volume.state in {VolumeState.RESTORING, VolumeState.IMPORTING}:
         return frozenset({"cancel"})
     if volume.state is not VolumeState.INACTIVE:
         return frozenset()

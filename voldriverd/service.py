@@ -14,7 +14,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Final, TypeVar
 
-from voldriverd import backups, jobs, model, names, restores, runner, stalls, usages, verbs
+from voldriverd import backups, imports, jobs, model, names, restores, runner, stalls, usages, verbs
 from voldriverd.driver import Capability, Change, Key
 from voldriverd.engine import (
     apikeys,
@@ -68,6 +68,7 @@ class Service:
         self.jobs = jobs.Jobs()
         self.backups = backups.Backups(engine, self.runner, self._locks, self.jobs, freeze=self.snapshot)
         self.restores = restores.Restores(engine, self.runner, self._locks, self.jobs, relieve=self.relieve)
+        self.imports = imports.Imports(engine, self.runner, self._locks, self.jobs, relieve=self.relieve)
         self._reconciling: asyncio.Task[None] | None = None
 
     async def resume(self) -> None:
@@ -77,7 +78,7 @@ class Service:
     async def stop(self, *, within_s: float) -> bool:
         """End long jobs, wait for verbs that run; tells whether all have ended. What has not is ended by recovery."""
         self.jobs.stop()
-        parts = (self.backups, self.restores, self.runner)
+        parts = (self.backups, self.restores, self.imports, self.runner)
         return all(await asyncio.gather(*(part.stop(within_s=within_s) for part in parts)))
 
     def row(self, volume_id: model.VolumeId) -> model.Volume:
@@ -97,6 +98,8 @@ class Service:
         """Put a volume in the trash, or destroy it if it is anonymous; one that is being restored as new never was."""
         if self.restores.is_new(self.row(volume_id)):
             return await self.restores.cancel(volume_id)
+        if self.row(volume_id).state is model.VolumeState.IMPORTING:
+            return await self.imports.cancel(volume_id)
         return await self._verb("remove", volume_id, lambda volume: self._unpinned(volume, trash.remove), wait_s=wait_s)
 
     async def restore(self, volume_id: model.VolumeId, *, name: str | None) -> model.Volume:
@@ -224,6 +227,18 @@ class Service:
                 yield chunks
             finally:
                 await self.runner.in_thread(chunks.close)
+
+    @asynccontextmanager
+    async def export(self, source: model.Volume | model.Snapshot) -> AsyncIterator[Iterator[bytes]]:
+        """Give all of a snapshot, or of a volume at one instant, as a tar stream; it blocks."""
+        async with AsyncExitStack() as stack:
+            if isinstance(source, model.Snapshot):
+                volume, key = await stack.enter_async_context(self._pinned([source])), source.tree
+            else:
+                volume, key = source, await stack.enter_async_context(self._frozen(source))
+            chunks = inspection.export(self.engine, volume, key)
+            stack.push_async_callback(self.runner.in_thread, chunks.close)
+            yield chunks
 
     @asynccontextmanager
     async def _pinned(self, wanted: list[model.Snapshot]) -> AsyncIterator[model.Volume]:

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from voldriverd import model, store
-from voldriverd.driver import Driver, StreamFormat
+from voldriverd.driver import Driver, Stream, StreamFormat
 from voldriverd.engine import pools, reading, trees
 from voldriverd.engine.ailments import Ailments
 from voldriverd.engine.targets import Targets
@@ -28,6 +28,9 @@ ScratchMaker = Callable[[StreamFormat, Path, str], AbstractContextManager[Driver
 """Makes, in an empty directory and for the block, a pool whose driver takes a format; the text begins its errors.
 
 Raises Unsupported: this host lacks what it takes."""
+
+Archiver = Callable[[Path], AbstractContextManager[Stream]]
+"""Writes a directory of this host down, as TAR, for the block."""
 
 
 def utc_now() -> datetime:
@@ -55,6 +58,8 @@ class Engine:
     """By `uptime`, when each holder that came in the life of this process mounted its volume last."""
     make_scratch: ScratchMaker | None = None
     """None: there are no pools but the configured ones."""
+    archive: Archiver | None = None
+    """None: nothing is imported from directories, unless it can be adopted."""
 
     @property
     def mounts(self) -> Path:

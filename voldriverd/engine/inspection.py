@@ -4,14 +4,17 @@ The caller sees to it that what is read is not destroyed meanwhile. What a crash
 detached by `sweep`, what it leaves of `freeze` is removed by recovery.
 """
 
+import logging
 from collections.abc import Generator
 
 from voldriverd import model
-from voldriverd.driver import Capability, Change, Key
+from voldriverd.driver import Capability, Change, Key, StreamFormat
 from voldriverd.engine import creation, extract, failures, mounts, space, trees, use
 from voldriverd.engine import difference as walking
 from voldriverd.engine.context import Engine
 from voldriverd.errors import Error, InUse
+
+_log = logging.getLogger(__name__)
 
 
 def difference(engine: Engine, volume: model.Volume, base: model.Snapshot, key: Key) -> Generator[Change, None, None]:
@@ -42,6 +45,20 @@ def archive(engine: Engine, volume: model.Volume, snapshot: model.Snapshot, path
         engine.readers.attached(driver, snapshot.tree) as root,
     ):
         yield from extract.archive(root, path)
+
+
+def export(engine: Engine, volume: model.Volume, key: Key) -> Generator[bytes, None, None]:
+    """Yield a read-only tree as the tar archive that backups of the directory driver are; as lazy as `difference`."""
+    driver = engine.pools.driver(volume.pool_id)
+    with (
+        failures.told_as(f"cannot export volume {volume.name}"),
+        driver.send(key, wanted=StreamFormat.TAR) as stream,
+    ):
+        for note in stream.notes:
+            _log.warning("verb=export volume=%s note=%s", volume.name, note)
+        for part in stream.parts:
+            assert part.data is not None, "an archive has no holes"
+            yield part.data
 
 
 def freeze(engine: Engine, volume: model.Volume) -> Key:

@@ -13,12 +13,17 @@ from collections import Counter
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
+from typing import Final
 
 from voldriverd import model, names, store
 from voldriverd.driver import Driver, Key, TreeOptions
 from voldriverd.engine import creation, pools, remembered
 from voldriverd.errors import Error, Unusable
 from voldriverd.store.write import Write
+
+_BEING_MADE: Final = frozenset(
+    {model.VolumeState.REGISTERING, model.VolumeState.RESTORING, model.VolumeState.IMPORTING},
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +123,7 @@ class _Pool:
     def _take_volume(self, volume: model.Volume) -> None:
         key = volume.key if volume.key in self._found.keys else self._newest.get(volume.id)
         shown = f"volume {volume.name} (pool {self._found.pool.name})"
-        if key is None and volume.state in {model.VolumeState.REGISTERING, model.VolumeState.RESTORING}:
+        if key is None and volume.state in _BEING_MADE:
             self._made.notes.append(f"{shown}: it was being made, and is not there")
             return
         if key is None:

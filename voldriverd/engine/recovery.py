@@ -80,6 +80,10 @@ def _end_verb(engine: Engine, driver: Driver, volume: model.Volume, on_disk: set
         return
     if volume.state is VolumeState.RESTORING and restores.is_new(volume):
         return  # the service takes that up
+    if volume.state is VolumeState.IMPORTING:
+        _log.warning("verb=recover volume=%s result=its import was interrupted, and nothing of it is left", volume.name)
+        engine.store.commit(lambda write: write.delete_volume(volume), is_vital=True)
+        return
     resting = volume
     if volume.state in {VolumeState.REGISTERING, VolumeState.REVERTING, VolumeState.UPDATING}:
         resting = replace(volume, state=VolumeState.INACTIVE)

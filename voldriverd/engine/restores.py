@@ -27,6 +27,8 @@ _log = logging.getLogger(__name__)
 
 RESTORED: Final = "restored from"
 """How a message begins that is no fault: what could not be kept of a backup."""
+IMPORTED: Final = "imported from"
+"""The same of what was imported."""
 NOTES_MAX: Final = 10
 """How many notes a volume's message has; the log has all."""
 
@@ -69,7 +71,7 @@ def is_new(volume: model.Volume) -> bool:
 
 def is_fault(message: str) -> bool:
     """Tell whether a volume's message says that something is wrong, and not only what a restore could not keep."""
-    return not message.startswith(RESTORED)
+    return not message.startswith((RESTORED, IMPORTED))
 
 
 def resumable(engine: Engine) -> list[model.Volume]:
@@ -303,11 +305,16 @@ def _message(backup: model.Backup, notes: tuple[str, ...]) -> str | None:
     """Return what is said of a restored volume, None if it has everything; the log gets every note."""
     for note in notes:
         _log.warning("verb=restore backup=%s note=%s", backup.shown_name, note)
+    return noted(f"{RESTORED} {_shown(backup)}", notes)
+
+
+def noted(done: str, notes: tuple[str, ...]) -> str | None:
+    """Return what was done together with what could not be kept, None if all was."""
     if not notes:
         return None
     more = len(notes) - NOTES_MAX
     named = "; ".join(notes[:NOTES_MAX])
-    return f"{RESTORED} {_shown(backup)}, but: {named}" + (f"; and {more} more, see the log" if more > 0 else "")
+    return f"{done}, but: {named}" + (f"; and {more} more, see the log" if more > 0 else "")
 
 
 def _cause(volume: model.Volume, reason: str) -> str:

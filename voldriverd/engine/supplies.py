@@ -91,7 +91,7 @@ def look(engine: Engine, backup: model.Backup, *, work: Work, what: str) -> Supp
         raise InUse(f"{what}: backup {backup.shown_name} is being made")
     if backup.state is not BackupState.CREATED:
         raise NotFound(f"{what}: backup {backup.shown_name} is {backup.state.value}")
-    with ExitStack() as stack, _told_as(what, work):
+    with ExitStack() as stack, told_as(what, work):
         repository = stack.enter_context(targets.opened(engine, backup.target_id, cancelled=work.cancelled))
         chain = tuple(repository.chain(repository.manifest(backup.volume_uuid, backup.uuid)))
         if len({manifest.format for manifest in chain}) != 1:
@@ -129,7 +129,7 @@ def unpack(engine: Engine, order: Order, driver: Driver, key: Key, work: Work) -
     """
     supply = order.supply
     delivery = _Delivery(order, work)
-    with _told_as(order.what, work), closing(delivery.streams()) as streams:
+    with told_as(order.what, work), closing(delivery.streams()) as streams:
         if is_taken(driver, supply, order.options):
             work.expect(supply.stream_bytes)
             options = _fitted(order, driver, supply.stream_bytes if supply.format is StreamFormat.TAR else 0)
@@ -168,7 +168,7 @@ def archive(
     """
     what = f"cannot read backup {backup.shown_name}"
     work = work or _Unwatched()
-    with ExitStack() as stack, _told_as(what, work):
+    with ExitStack() as stack, told_as(what, work):
         supply = look(engine, backup, work=work, what=what)
         stack.callback(supply.close)
         if supply.format is StreamFormat.TAR:
@@ -180,22 +180,28 @@ def archive(
         yield from extract.archive(driver.attach(key, read_only=True), path)
 
 
-def _fitted(order: Order, driver: Driver, content_bytes: int) -> TreeOptions:
-    """Return options with a size that holds a content, where that must be known before a file system is made."""
-    options = order.options
+def fitted(driver: Driver, options: TreeOptions, content_bytes: int, *, may_grow: bool, what: str) -> TreeOptions:
+    """Return options with a size that holds a content, where that must be known before a file system is made.
+
+    Raises Invalid: the size is below the content, and may not grow.
+    """
     if "fs" not in driver.options or options.size_bytes is None or not content_bytes:
         return options
-    if order.may_grow:
+    if may_grow:
         wanted_bytes = -(-int(content_bytes * HEADROOM + HEADROOM_BYTES) // _MIB) * _MIB
         return driver.complete(replace(options, size_bytes=max(wanted_bytes, options.size_bytes)))
     if content_bytes > options.size_bytes:
         sizes = names.format_size(options.size_bytes), names.format_size(content_bytes)
-        raise Invalid(f"{order.what}: size {sizes[0]} is below the {sizes[1]} that the backup holds", field="size")
+        raise Invalid(f"{what}: size {sizes[0]} is below the {sizes[1]} that it is to hold", field="size")
     return options
 
 
+def _fitted(order: Order, driver: Driver, content_bytes: int) -> TreeOptions:
+    return fitted(driver, order.options, content_bytes, may_grow=order.may_grow, what=order.what)
+
+
 @contextmanager
-def _told_as(what: str, work: Work) -> Iterator[None]:
+def told_as(what: str, work: Work) -> Iterator[None]:
     """As `failures.told_as`; that work is ended is told too, for what is cut off fails in its own way."""
     try:
         with failures.told_as(what):

@@ -6,7 +6,6 @@ by `nested`; quota groups are in `qgroup`, the difference of two snapshots in `s
 """
 
 import ctypes
-import errno
 import os
 import struct
 import time
@@ -216,27 +215,6 @@ def file_system_id(fd: int) -> str:
     arguments = _FsInfoArgs()
     ioctl.call(fd, BTRFS_IOC_FS_INFO, arguments)
     return str(uuid.UUID(bytes=bytes(arguments.fsid)))
-
-
-def is_same_file_system(one: Path, other: Path) -> bool:
-    """Tell whether two directories lie on one file system: subvolumes have device numbers of their own.
-
-    Raises OSError.
-    """
-    if os.stat(one).st_dev == os.stat(other).st_dev:
-        return True
-    found = []
-    for path in (one, other):
-        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            found.append(file_system_id(fd))
-        except OSError as err:
-            if err.errno != errno.ENOTTY:  # ioctl(2): it is not btrfs
-                raise
-            return False
-        finally:
-            os.close(fd)
-    return found[0] == found[1]
 
 
 def children(fd: int, parent_id: int) -> list[Nested]:

@@ -21,7 +21,7 @@ from voldriverd.api.auth import audit, browsers
 from voldriverd.api.auth.audit import Caller
 from voldriverd.api.auth.brake import Brake, source
 from voldriverd.api.auth.keyring import Keyring
-from voldriverd.api.rancher import answers, html
+from voldriverd.api.rancher import answers, html, imports
 from voldriverd.api.rancher.problems import Problem
 from voldriverd.model import Role, Secret
 from voldriverd.service import Service
@@ -83,6 +83,9 @@ class Door:
             _check_role(request, caller)
             if is_browser:
                 browsers.check_origin(request, is_change=is_change(request), is_loopback=self._is_loopback)
+            if imports.is_upload(request):
+                _welcome(request, is_browser=is_browser)
+                return await self._take(request)
             await _receive(request)
             if is_browser and is_change(request):
                 await browsers.check_token(request)
@@ -94,6 +97,13 @@ class Door:
             response = await self._api.handle(request)
         if is_browser:
             browsers.hand_token(request, response)
+        return response
+
+    async def _take(self, request: web.BaseRequest) -> web.StreamResponse:
+        """Answer to an archive; what is not read of one ends the connection."""
+        response = await self._api.handle(request)
+        if not request.content.is_eof():
+            response.force_close()
         return response
 
     def _refuse_unknown(self, request: web.BaseRequest, problem: Problem) -> web.Response:
@@ -175,9 +185,7 @@ async def _receive(request: web.BaseRequest) -> None:
     """Read the whole body, so that nobody waits for it later. Raises Problem (400, 408, 413)."""
     if request.content.is_eof() and not request.body_exists:
         return
-    does_wait = request.version >= HttpVersion11 and request.headers.get("Expect", "").lower() == "100-continue"
-    if does_wait and request.transport is not None:
-        request.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+    _go_on(request)
     try:
         async with asyncio.timeout(BODY_S):
             await request.read()
@@ -188,6 +196,20 @@ async def _receive(request: web.BaseRequest) -> None:
         raise Problem(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, message) from err
     except web.RequestPayloadError as err:
         raise Problem(HTTPStatus.BAD_REQUEST, f"cannot read the body: {err}", code="InvalidBodyContent") from err
+
+
+def _welcome(request: web.BaseRequest, *, is_browser: bool) -> None:
+    """Let an archive come, which is read in its turn. Raises Problem (403): no form of ours sends one."""
+    if is_browser:
+        raise Problem(HTTPStatus.FORBIDDEN, "cannot import an archive from a browser; use voldriver, or curl")
+    _go_on(request)
+
+
+def _go_on(request: web.BaseRequest) -> None:
+    """Tell who waits for that that its body is wanted."""
+    does_wait = request.version >= HttpVersion11 and request.headers.get("Expect", "").lower() == "100-continue"
+    if does_wait and request.transport is not None:
+        request.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
 
 def _decode(header: str) -> tuple[str, Secret] | None:

@@ -20,6 +20,7 @@ from voldriverd.api.rancher import (
     events,
     filters,
     html,
+    imports,
     kinds,
     listing,
     openapi,
@@ -128,6 +129,12 @@ class Api:
         if [part.lower() for part in parts] == [_EVENTS]:
             asked.allow({"GET"})
             return await self._events.stream(request, answers.schemas_url(base))
+        if tuple(part.lower() for part in parts) == imports.PATH:
+            asked.allow({"POST"})
+            return await self._show_made(asked, await imports.create(self._service, request))
+        return await self._dispatch(asked, parts)
+
+    async def _dispatch(self, asked: _Asked, parts: Sequence[str]) -> web.StreamResponse:
         kind = kinds.named(parts[0])
         if kind is None:
             raise problems.not_found(f"there is no type {parts[0][:60]!r}; valid are {', '.join(sorted(kinds.ALL))}")
@@ -138,7 +145,7 @@ class Api:
             return await self._resource(asked, kind, row)
         if len(parts) == 3:
             return await self._below(asked, kind, row, parts[2])
-        raise problems.not_found(f"there is nothing at {request.path[:200]!r}")
+        raise problems.not_found(f"there is nothing at {asked.request.path[:200]!r}")
 
     async def _collection(self, asked: _Asked, kind: Kind[Any]) -> web.Response:
         asked.allow({"POST", *READING} if kind.create is not None else READING, why=kind.why_fixed)

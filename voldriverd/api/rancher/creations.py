@@ -18,6 +18,11 @@ _BACKUP: Final = "backup:"
 
 async def create(service: Service, given: Body) -> Made:
     """Make a volume of a body."""
+    return await make(service, await request_of(service, given))
+
+
+async def request_of(service: Service, given: Body) -> creation.Request:
+    """Return what a body asks for. Raises Problem (422), Invalid."""
     fields = body.parse_creation(schemas.VOLUME, await _with_driver(service, given))
     name = names.volume_name(fields["name"])
     options = fields.get("driverOpts") or {}
@@ -25,8 +30,7 @@ async def create(service: Service, given: Body) -> Made:
     if isinstance(parsed.source, names.BackupSource):
         backup_id = ids.parse(schemas.BACKUP, parsed.source.id)
         await backups.restorable(service, backup_id or 0, f"cannot create volume {name}", field="driverOpts")
-    request = creation.Request(name, parsed, options, fields.get("description") or None, must_be_new=True)
-    return await make(service, request)
+    return creation.Request(name, parsed, options, fields.get("description") or None, must_be_new=True)
 
 
 async def make(service: Service, request: creation.Request) -> Made:

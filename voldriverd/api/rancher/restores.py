@@ -35,5 +35,7 @@ async def restore(service: Service, volume: model.Volume, given: Body) -> Made:
 
 
 async def cancel(service: Service, volume: model.Volume, _given: Body) -> Made:
-    """End a restore; the volume rests again with what it had, and a new one goes."""
+    """End a restore or an import; the volume rests again with what it had, and a new one goes."""
+    if volume.state is VolumeState.IMPORTING:
+        return Made("volume", await service.imports.cancel(volume.id))
     return Made("volume", await service.restores.cancel(volume.id))

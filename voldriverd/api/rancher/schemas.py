@@ -395,6 +395,20 @@ INPUTS: Final = (
             "size": _own("string", "larger than its source's, as in 10G", create=True),
         },
     ),
+    Schema(
+        id="volumeImportInput",
+        fields={
+            "name": _NAME,
+            "path": _own("string", "an absolute one, of a directory of the host", create=True, required=True),
+            "description": _DESCRIPTION,
+            "driver": Field("string", create=True, nullable=False),
+            "driverOpts": Field("map[string]", create=True),
+            "labels": _own("map[string]", "free labels", create=True),
+            "protected": _own("boolean", "whether its removal is refused", create=True, nullable=False),
+            "snapshotPaths": _own("map[string]", "of subvolumes of btrfs, by the names of its snapshots", create=True),
+            "snapshotTimes": _own("map[string]", "when they were made, by the same names", create=True),
+        },
+    ),
     Schema(id="volumeResizeInput", fields={"size": Field("string", create=True, required=True, nullable=False)}),
     Schema(id="storagePoolGrowInput", fields={"size": Field("string", create=True, required=True, nullable=False)}),
 )

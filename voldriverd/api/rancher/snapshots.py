@@ -9,7 +9,7 @@ from urllib.parse import parse_qsl
 from aiohttp import web
 
 from voldriverd import model, names
-from voldriverd.api.rancher import backups, body, ids, problems, schemas, searches, streams, times
+from voldriverd.api.rancher import backups, body, exports, ids, problems, schemas, searches, streams, times
 from voldriverd.api.rancher.body import Body
 from voldriverd.api.rancher.filters import Wish
 from voldriverd.api.rancher.kind import ACCOUNT, Kind, Made, Stream, number, transition
@@ -202,5 +202,5 @@ KIND: Final = Kind(
     update=_update,
     remove=_remove,
     actions={"backup": _backup, "remove": _remove_action},
-    streams={"difference": _DIFFERENCE, "archive": _ARCHIVE},
+    streams={"difference": _DIFFERENCE, "archive": _ARCHIVE, "export": exports.SNAPSHOT},
 )

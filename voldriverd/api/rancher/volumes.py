@@ -5,7 +5,7 @@ from http import HTTPStatus
 from typing import Any, Final
 
 from voldriverd import model, names
-from voldriverd.api.rancher import body, creations, ids, problems, restores, schemas, snapshots, times
+from voldriverd.api.rancher import body, creations, exports, ids, problems, restores, schemas, snapshots, times
 from voldriverd.api.rancher.body import Body
 from voldriverd.api.rancher.filters import Wish
 from voldriverd.api.rancher.kind import ACCOUNT, Kind, Made, number, transition
@@ -18,6 +18,7 @@ from voldriverd.service import API_ANSWER_S, API_WAIT_S, Service
 
 _GOING: Final = {
     *(VolumeState.REGISTERING, VolumeState.REVERTING, VolumeState.UPDATING, VolumeState.RESTORING),
+    VolumeState.IMPORTING,
 }
 _VERBS: Final = {
     "reverttosnapshot": "revert",
@@ -272,4 +273,5 @@ KIND: Final = Kind(
         "restorefrombackup": restores.restore,
         "cancel": restores.cancel,
     },
+    streams={"export": exports.VOLUME},
 )

@@ -10,7 +10,7 @@ from http import HTTPStatus
 from typing import Any, Final
 
 import voldriverd
-from voldriverd.api.rancher import kinds, schemas
+from voldriverd.api.rancher import imports, kinds, schemas
 from voldriverd.api.rancher.kind import Kind
 from voldriverd.api.rancher.openapi import shapes
 from voldriverd.api.rancher.schema import Link, Schema
@@ -73,6 +73,7 @@ def _paths() -> Iterable[tuple[str, _Json]]:
             yield f"{path}/{{id}}/{name}", {"parameters": [_ID], **_link(kind.schema, name, link)}
         for name, stream in kind.streams.items():
             yield f"{path}/{{id}}/{name}", {"parameters": [_ID], "get": _stream(kind, name, stream)}
+    yield f"/{'/'.join(imports.PATH)}", {"post": _import()}
     for schema in (schemas.SCHEMA, schemas.API_VERSION):
         yield f"/{schema.plural.lower()}", _collection(schema, schema.id, can_create=False)
         yield f"/{schema.plural.lower()}/{{id}}", {"parameters": [_ID], "get": _read(f"get{_title(schema.id)}", schema)}
@@ -110,6 +111,17 @@ def _act(schema: Schema) -> _Json:
     operation = _change(f"actOn{_title(schema.id)}", inputs, schema, ())
     operation["parameters"] = [name]
     operation["responses"] |= dict.fromkeys(("200", "201", "202"), answer)
+    return operation
+
+
+def _import() -> _Json:
+    """Describe the import: of an archive in the body, with the volume in the query, or of a directory."""
+    operation = _change("importVolume", (shapes.named(imports.INPUT),), schemas.VOLUME, ("201", "202"))
+    operation["requestBody"]["content"][imports.TYPE] = {"schema": {}}
+    about = {"name": "of the new volume", "driver": "of it", "description": "of it"}
+    operation["parameters"] = [_query(name, f"{text}, with an archive") for name, text in about.items()]
+    maps = {"driverOpts": "as in driverOpts.size=1G", "labels": "as in labels.tier=db"}
+    operation["parameters"] += [_query(f"{name}.*", f"{text}, with an archive") for name, text in maps.items()]
     return operation
 
 

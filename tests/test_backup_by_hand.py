@@ -1,7 +1,6 @@
 """docs/restore-by-hand.md, run as it stands there."""
 
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -11,6 +10,7 @@ import pytest
 
 from tests import backups
 from tests.backups import MIB, PASSPHRASE
+from tests.docs import Page
 from tests.scratch import Scratch
 from voldriverd.backup.manifest import Manifest
 from voldriverd.backup.objects import Place
@@ -18,13 +18,21 @@ from voldriverd.backup.repository import Repository
 from voldriverd.driver import PART_MAX, StreamFormat
 from voldriverd.kernel import run
 
-PAGE = (Path(__file__).parent.parent / "docs" / "restore-by-hand.md").read_text()
+PAGE = Page("docs/restore-by-hand.md")
+WORDS = ("json.tool", "hashlib.scrypt", "manifest()", "tar --extract", "btrfs receive", "truncate")
+"""One for each example, in the page's order."""
 
 
 def example(word: str) -> str:
     """Return the example that has this word in it."""
-    (found,) = [block for block in re.findall(r"```(?:sh|python)\n(.*?)```", PAGE, re.DOTALL) if word in block]
-    return str(found)
+    (found,) = [block for block in PAGE.run("sh", "python") if word in block.text]
+    return found.text
+
+
+def test_each_recipe_is_in_a_test() -> None:
+    assert [example(word) for word in WORDS] == [block.text for block in PAGE.run("sh", "python")]
+    used = Path(__file__).read_text().partition("class Hand")[2]
+    assert [word for word in WORDS if f'"{word}"' not in used] == []
 
 
 class Hand:

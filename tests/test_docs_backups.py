@@ -1,24 +1,20 @@
 """docs/backups.md: its commands, run as they stand there, in their order."""
 
-import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from tests.docs import Page
 from tests.running import CLIENT, Running, scratch_config
 from tests.scratch import Scratch
 from voldriverd import config, toml
 
 pytestmark = pytest.mark.root
 
-TEXT = (Path(__file__).parent.parent / "docs" / "backups.md").read_text()
+PAGE = Page("docs/backups.md")
 TARGET = "/mnt/backups"
-
-
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", TEXT, re.DOTALL)
 
 
 def test_the_commands_do_what_they_say(session_scratch: Scratch, tmp_path: Path) -> None:
@@ -27,7 +23,8 @@ def test_the_commands_do_what_they_say(session_scratch: Scratch, tmp_path: Path)
     program = tmp_path / "bin" / "voldriver"
     program.write_text(f"#!{sys.executable}\n{CLIENT}\n")
     program.chmod(0o755)
-    script = "".join(blocks("sh")).replace(TARGET, str(tmp_path / "backups")).replace("/tmp/today", f"{tmp_path}/today")
+    script = "".join(block.text for block in PAGE.run("sh"))
+    script = script.replace(TARGET, str(tmp_path / "backups")).replace("/tmp/today", f"{tmp_path}/today")
     with Running(tmp_path / "d", config=scratch_config(session_scratch)) as daemon:
         environment = {"PATH": f"{tmp_path}/bin:/usr/bin:/bin", "VOLDRIVER_SOCKET": str(daemon.api_socket)}
         done = subprocess.run(
@@ -40,15 +37,15 @@ def test_the_commands_do_what_they_say(session_scratch: Scratch, tmp_path: Path)
 
 
 def test_the_configuration_is_read(tmp_path: Path) -> None:
-    (text,) = blocks("toml")
+    (block,) = PAGE.run("toml")
     file = tmp_path / "voldriver.toml"
-    file.write_text(text)
+    file.write_text(block.text)
     assert config.parse(toml.read(file)).default_target == "nightly"
 
 
 def test_the_units_are_sound(tmp_path: Path) -> None:
-    for kind, text in zip(("service", "timer"), blocks("ini"), strict=True):
-        (tmp_path / f"voldriver-backup.{kind}").write_text(text)
+    for kind, block in zip(("service", "timer"), PAGE.run("ini"), strict=True):
+        (tmp_path / f"voldriver-backup.{kind}").write_text(block.text)
     done = subprocess.run(
         ["systemd-analyze", "verify", *map(str, sorted(tmp_path.glob("voldriver-backup.*")))],
         capture_output=True,

@@ -24,6 +24,7 @@ from voldriverd.kernel import fs, ioctl
 
 LOOP_MAJOR: Final = 7
 """linux/major.h"""
+LOOP_CLR_FD: Final = 0x4C01
 LOOP_GET_STATUS64: Final = 0x4C05
 LOOP_SET_CAPACITY: Final = 0x4C07
 LOOP_SET_DIRECT_IO: Final = 0x4C08
@@ -161,6 +162,24 @@ def refresh_capacity(device: Device) -> None:
         ioctl.call(fd, LOOP_SET_CAPACITY)
     finally:
         os.close(fd)
+
+
+def clear(number: int, image: Path) -> bool:
+    """Unbind a device from an image; False: it is bound to something else or nothing. Raises OSError.
+
+    One that is mounted or open stays until that ends: the kernel then makes it clear itself (LOOP_CLR_FD of loop(4)).
+    """
+    looked = _look(number)
+    if looked is None:
+        return False
+    fd, info = looked
+    try:
+        is_bound = _identity(info) == _identity_of_file(os.stat(image))
+        if is_bound:
+            ioctl.call(fd, LOOP_CLR_FD)
+    finally:
+        os.close(fd)
+    return is_bound
 
 
 def wait_cleared(image: Path, *, timeout_s: float) -> bool:

@@ -60,7 +60,7 @@ def test_help_lists_what_there_is_and_nothing_that_comes_later() -> None:
     result = CliRunner().invoke(client.main, ["--help"], prog_name="voldriver")
     assert result.exit_code == 0
     commands = [line.split()[0] for line in result.output.partition("Commands:\n")[2].splitlines() if line.strip()]
-    assert commands == ["apikey", "backup", "events", "info", "pool", "snapshot", "target", "trash", "volume"]
+    assert commands == ["apikey", "backup", "doctor", "events", "info", "pool", "snapshot", "target", "trash", "volume"]
 
 
 COMMANDS = {

@@ -52,6 +52,7 @@ MAY_IMPORT: Final = {
     "supervisor": {"errors", "kernel", "sockets"},
     "greeting": {"config"},
     "embedded": {"config", "driver", "errors", "kernel", "names"},
+    "doctor": WORDS | {"config", "embedded", "engine", "kernel", "store"},
     "daemon": WORDS
     | {"api", "config", "drivers", "embedded", "engine", "greeting", "kernel", "service", "sockets", "store"}
     | {"health", "supervisor", "worker"},

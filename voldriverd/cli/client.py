@@ -15,7 +15,7 @@ from voldriverd.cli.connection import Connection, place_of
 from voldriverd.cli.session import Session
 from voldriverd.errors import Error
 
-_GROUPS: Final = ("apikey", "backup", "events", "info", "pool", "snapshot", "target", "trash", "volume")
+_GROUPS: Final = ("apikey", "backup", "doctor", "events", "info", "pool", "snapshot", "target", "trash", "volume")
 
 
 class _Program(click.Group):

@@ -84,6 +84,11 @@ class Connection:
         if place.access_key is not None:
             self._headers["Authorization"] = _basic(place.access_key, place.secret_key or "")
 
+    @property
+    def place(self) -> Place:
+        """Where it connects to."""
+        return self._place
+
     def close(self) -> None:
         """Close it; a later request connects again."""
         self._http.close()

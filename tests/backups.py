@@ -81,16 +81,19 @@ KINDS: Final = ("directory", "directory-encrypted", "s3", "s3-encrypted")
 
 
 @contextmanager
-def site(kind: str, tmp_path: Path, server: Server) -> Iterator[Site]:
-    """Give an empty place for one test."""
+def site(kind: str, base: Path, server: Server) -> Iterator[Site]:
+    """Give an empty place for one test: `target` in a directory of its own below `base`, or a part of the server's bucket."""
     passphrase = PASSPHRASE if kind.endswith("encrypted") else None
     if kind.startswith("s3"):
         yield Site(server.place(f"test{next(_numbers)}"), passphrase, server)
         return
-    directory = tmp_path / "target"
-    directory.mkdir()
-    yield Site(Place(f"file://{directory}"), passphrase, None)
-    shutil.rmtree(directory)
+    own = base / f"site{next(_numbers)}"
+    directory = own / "target"
+    directory.mkdir(parents=True)
+    try:
+        yield Site(Place(f"file://{directory}"), passphrase, None)
+    finally:
+        shutil.rmtree(own)
 
 
 def draft(*, after: Manifest | None = None, volume_uuid: str | None = None) -> Manifest:

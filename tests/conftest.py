@@ -15,6 +15,7 @@ import pytest
 from obstore.store import MemoryStore
 
 from tests.engines import Bench, bench_on
+from tests.s3 import Server
 from tests.scratch import Scratch, loops_under
 from voldriverd.kernel import mount
 
@@ -61,6 +62,19 @@ def session_scratch(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scratc
     scratch = Scratch(tmp_path_factory.mktemp(_SESSION_SCRATCH, numbered=False))
     yield scratch
     scratch.close()
+
+
+@pytest.fixture(scope="session")
+def quick(session_scratch: Scratch, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory where fsync costs nothing, for what is not about power: in memory if one may mount that."""
+    return session_scratch.shared("quick", "tmpfs") if os.geteuid() == 0 else tmp_path_factory.mktemp("quick")
+
+
+@pytest.fixture(scope="session")
+def server(quick: Path) -> Iterator[Server]:
+    """An S3 server for all tests that do not stop it, each with a prefix of its own."""
+    with Server(quick / "s3") as server:
+        yield server
 
 
 @pytest.fixture

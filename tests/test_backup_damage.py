@@ -20,22 +20,16 @@ from voldriverd.driver import PART_MAX
 FILES = {f"f{number}": backups.data(MIB // 4, number) for number in range(40)}
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    with Server(tmp_path_factory.mktemp("s3")) as server:
-        yield server
-
-
 @pytest.fixture(params=KINDS)
-def site(request: pytest.FixtureRequest, tmp_path: Path, server: Server) -> Iterator[Site]:
-    with backups.site(request.param, tmp_path, server) as site:
+def site(request: pytest.FixtureRequest, quick: Path, server: Server) -> Iterator[Site]:
+    with backups.site(request.param, quick, server) as site:
         yield site
 
 
 @pytest.fixture(params=["directory", "directory-encrypted"])
-def near(request: pytest.FixtureRequest, tmp_path: Path, server: Server) -> Iterator[Site]:
+def near(request: pytest.FixtureRequest, quick: Path, server: Server) -> Iterator[Site]:
     """Return a directory: what is tried here is the same on a server."""
-    with backups.site(request.param, tmp_path, server) as site:
+    with backups.site(request.param, quick, server) as site:
         yield site
 
 
@@ -369,12 +363,12 @@ def test_a_link_is_not_followed_and_a_pipe_does_not_hold_us(near: Site) -> None:
         ]
 
 
-def test_a_folder_that_is_a_link_is_neither_read_nor_written_nor_emptied(near: Site, tmp_path: Path) -> None:
+def test_a_folder_that_is_a_link_is_neither_read_nor_written_nor_emptied(near: Site) -> None:
     """Who has the target, as an NFS server has, says where its links lead: on this host."""
     with near.open() as repository:
         done = backups.write(repository, backups.stream(backups.data(PART_MAX)))
         folder = (near.directory / chunks(near, done)[0]).parent.parent
-        outside = tmp_path / "outside"
+        outside = near.directory.parent / "outside"
         folder.rename(outside)
         folder.symlink_to(outside)
         before = sorted(outside.rglob("*"))

@@ -25,15 +25,9 @@ from voldriverd.model import Secret
 SHORT = Limits(connect_s=1, request_s=1, give_up_s=0.3)
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    with Server(tmp_path_factory.mktemp("s3")) as server:
-        yield server
-
-
 @pytest.fixture(params=["directory", "s3"])
-def site(request: pytest.FixtureRequest, tmp_path: Path, server: Server) -> Iterator[Site]:
-    with backups.site(request.param, tmp_path, server) as site:
+def site(request: pytest.FixtureRequest, quick: Path, server: Server) -> Iterator[Site]:
+    with backups.site(request.param, quick, server) as site:
         yield site
 
 

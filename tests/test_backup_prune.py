@@ -49,22 +49,16 @@ class Meddled:
         return call
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    with Server(tmp_path_factory.mktemp("s3")) as server:
-        yield server
-
-
 @pytest.fixture(params=["directory", "s3-encrypted"])
-def site(request: pytest.FixtureRequest, tmp_path: Path, server: Server) -> Iterator[Site]:
-    with backups.site(request.param, tmp_path, server) as site:
+def site(request: pytest.FixtureRequest, quick: Path, server: Server) -> Iterator[Site]:
+    with backups.site(request.param, quick, server) as site:
         yield site
 
 
 @pytest.fixture
-def near(tmp_path: Path, server: Server) -> Iterator[Site]:
+def near(quick: Path, server: Server) -> Iterator[Site]:
     """Return a directory, whose clock can be set."""
-    with backups.site("directory", tmp_path, server) as site:
+    with backups.site("directory", quick, server) as site:
         yield site
 
 

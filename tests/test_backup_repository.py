@@ -19,15 +19,9 @@ from voldriverd.driver import PART_MAX, StreamFormat
 from voldriverd.model import Secret
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    with Server(tmp_path_factory.mktemp("s3")) as server:
-        yield server
-
-
 @pytest.fixture(params=KINDS)
-def site(request: pytest.FixtureRequest, tmp_path: Path, server: Server) -> Iterator[Site]:
-    with backups.site(request.param, tmp_path, server) as site:
+def site(request: pytest.FixtureRequest, quick: Path, server: Server) -> Iterator[Site]:
+    with backups.site(request.param, quick, server) as site:
         yield site
 
 

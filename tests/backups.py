@@ -82,7 +82,7 @@ KINDS: Final = ("directory", "directory-encrypted", "s3", "s3-encrypted")
 
 @contextmanager
 def site(kind: str, base: Path, server: Server) -> Iterator[Site]:
-    """Give an empty place for one test: `target` in a directory of its own below `base`, or a part of the server's bucket."""
+    """Give an empty place for one test: `target` in a directory of its own below `base`, or a part of the bucket."""
     passphrase = PASSPHRASE if kind.endswith("encrypted") else None
     if kind.startswith("s3"):
         yield Site(server.place(f"test{next(_numbers)}"), passphrase, server)

@@ -1,6 +1,7 @@
 import errno
 import json
 import os
+import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
@@ -472,6 +473,22 @@ def test_an_old_holder_whose_tree_is_mounted_elsewhere_is_kept(bench: Bench) -> 
     at(bench, days=1)
     assert [each.holder for each in bench.store.all_mounts()] == ["holder"]
     mount.unmount(elsewhere)
+
+
+def test_an_old_holder_whose_tree_only_propagation_has_copied_is_forgotten(bench: Bench) -> None:
+    copies = bench.root / "copies"
+    copies.mkdir()
+    mount.bind(bench.root / "mounts", bench.root / "mounts", read_only=False)
+    subprocess.run(["mount", "--make-shared", bench.root / "mounts"], check=True)
+    mount.bind(bench.root / "mounts", copies, read_only=False)
+    at(bench, seconds=0)
+    bench.create("db")
+    path = bench.mount("db")
+    assert is_mounted(copies / path.name)
+    at(bench, days=1)
+    assert bench.store.all_mounts() == []
+    assert not is_mounted(path)
+    mount.unmount(copies)
 
 
 def test_the_hosts_own_mount_is_kept_although_nobody_shows(bench: Bench) -> None:

@@ -95,6 +95,47 @@ def test_a_copy_of_a_propagated_copy_is_not_elsewhere(shared: Path) -> None:
         assert mount.elsewhere(device, "/", own=shared / "own") == []
 
 
+def test_a_copy_through_another_mount_of_its_directory_is_not_elsewhere(shared: Path, tmp_path: Path) -> None:
+    """As dockerd has what a managed plugin mounts."""
+    other = tmp_path / "other"
+    other.mkdir()
+    mount.bind(shared, other, read_only=False)
+    device = _mount_new(shared / "own")
+    assert mount.at(other / "own")
+    assert mount.elsewhere(device, "/", own=shared / "own") == []
+    mount.unmount(shared / "own")
+    assert mount.at(other / "own") is None, "that is why"
+
+
+def test_a_bind_mount_of_the_same_name_in_another_directory_is_elsewhere(shared: Path, tmp_path: Path) -> None:
+    device = _mount_new(shared / "own")
+    other = tmp_path / "other" / "own"
+    other.mkdir(parents=True)
+    mount.bind(shared / "own", other, read_only=False)
+    found = mount.elsewhere(device, "/", own=shared / "own")
+    assert [entry.mount_point for _, entry in found] == [str(other)]
+    (entry,) = (entry for _, entry in found)
+    ours = mount.at(shared / "own")
+    assert ours is not None
+    assert entry.groups == ours.groups, "it would be taken for a copy by its group alone"
+
+
+@pytest.mark.parametrize(("propagation", "is_seen"), [("slave", True), ("private", False)])
+def test_what_is_mounted_is_seen_where_it_propagates_to(shared: Path, propagation: str, *, is_seen: bool) -> None:
+    with _namespace(propagation) as pid:
+        _mount_new(shared / "own")
+        assert mount.is_seen(pid, shared / "own") is is_seen
+        mount.unmount(shared / "own")
+        assert not mount.is_seen(pid, shared / "own")
+    assert not mount.is_seen(pid, shared / "own"), "nothing is mounted, and it has ended"
+
+
+def test_a_process_that_has_ended_misses_nothing(shared: Path) -> None:
+    with _namespace("private") as pid:
+        _mount_new(shared / "own")
+    assert mount.is_seen(pid, shared / "own")
+
+
 def test_a_mount_in_the_namespace_of_a_single_thread_is_seen(tmp_path: Path) -> None:
     script = (
         "import ctypes, sys, threading\n"

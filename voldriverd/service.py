@@ -515,12 +515,15 @@ class Service:
 
 
 def _sees(pid: int, path: Path) -> bool:
-    """Tell whether a process sees the same directory at a path as we do; yes if it has gone."""
+    """Tell whether a process sees the same directory at a path as we do, or a copy of our mount; yes if it has gone.
+
+    dockerd has copies, at paths of its own, of what a managed plugin mounts.
+    """
     here = os.stat(path)
     try:
         there = os.stat(f"/proc/{pid}/root{path}")
     except FileNotFoundError:
-        return not os.path.exists(f"/proc/{pid}/ns/mnt")
+        return not os.path.exists(f"/proc/{pid}/ns/mnt") or mounts.is_seen(pid, path)
     except (PermissionError, ProcessLookupError):
         return True
-    return (here.st_dev, here.st_ino) == (there.st_dev, there.st_ino)
+    return os.path.samestat(here, there) or mounts.is_seen(pid, path)

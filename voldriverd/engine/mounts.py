@@ -138,20 +138,29 @@ def attached_keys(engine: Engine) -> set[Key]:
 def used_keys(engine: Engine) -> frozenset[str]:
     """Return the attached trees that somebody else has mounted too; one look at every mount namespace."""
     own = {str(engine.mounts / key): key for key in attached_keys(engine)}
-    by_place: dict[tuple[str, str], Key] = {}
-    others: dict[str, list[kernel_mount.Entry]] = defaultdict(list)
+    by_place: dict[tuple[str, str], tuple[Key, frozenset[str]]] = {}
+    others: dict[str, list[tuple[int, kernel_mount.Entry]]] = defaultdict(list)
     namespace = None
     for pid, entry in kernel_mount.everywhere():
         namespace = pid if namespace is None else namespace
         if pid == namespace and entry.mount_point in own:
-            by_place[entry.device, entry.root] = own[entry.mount_point]
+            by_place[entry.device, entry.root] = own[entry.mount_point], entry.groups
         else:
-            others[entry.device].append(entry)
+            others[entry.device].append((pid, entry))
     return frozenset(
         key
-        for (device, root), key in by_place.items()
-        if any(kernel_mount.covers(entry, device, root) for entry in others[device])
+        for (device, root), (key, groups) in by_place.items()
+        if any(
+            kernel_mount.covers(entry, device, root)
+            and not kernel_mount.is_copy(pid, entry, engine.mounts / key, groups)
+            for pid, entry in others[device]
+        )
     )
+
+
+def is_seen(pid: int, path: Path) -> bool:
+    """Tell whether what is mounted at a path of ours is in the mount namespace of a process, wherever it is there."""
+    return kernel_mount.is_seen(pid, path)
 
 
 def _forget(engine: Engine, gone: list[model.Mount]) -> None:

@@ -179,18 +179,44 @@ def _tasks() -> Iterator[tuple[int, int]]:
 def elsewhere(device: str, inside: str, *, own: Path) -> list[tuple[int, Entry]]:
     """Return (pid, entry) of all mounts that show a directory of a device, in any namespace, but ours at `own`.
 
-    Copies of ours that propagation made (every service of systemd with PrivateTmp has them) are ours
-    too: they go when it goes. A private copy stays, so it counts.
+    Copies of ours that propagation made are ours too: they go when it goes (see is_copy).
     """
     shown = [(pid, entry) for pid, entry in everywhere(device=device, inside=inside) if covers(entry, device, inside)]
-    at_own = [(pid, entry) for pid, entry in shown if entry.mount_point == str(own)]
-    ours = {entry for pid, entry in at_own if pid == os.getpid()}
+    ours = {entry for pid, entry in shown if pid == os.getpid() and entry.mount_point == str(own)}
     found = -1
     while len(ours) > found:  # a copy may have been copied on
         found = len(ours)
         groups = frozenset[str]().union(*(entry.groups for entry in ours))
-        ours |= {entry for _, entry in at_own if entry.groups & groups}
+        ours |= {entry for pid, entry in shown if is_copy(pid, entry, own, groups)}
     return [(pid, entry) for pid, entry in shown if entry not in ours]
+
+
+def is_copy(pid: int, entry: Entry, own: Path, groups: frozenset[str]) -> bool:
+    """Tell whether a mount in the namespace of a process is a copy that propagation made of ours at `own`.
+
+    It is in one of the peer groups of ours, and lies on the same directory: seen at the same path (every service of
+    systemd with PrivateTmp has such copies) or at another one (dockerd has them, of a managed plugin's mounts). A
+    private copy stays when ours goes, and so does a bind mount elsewhere, although it is in our group.
+    """
+    if not entry.groups & groups:
+        return False
+    place = Path(entry.mount_point)
+    if place == own:
+        return True
+    try:
+        seen = os.stat(f"/proc/{pid}/root{place.parent}")
+        return place.name == own.name and os.path.samestat(seen, os.stat(own.parent))
+    except OSError:  # it ended, or something else hides the place
+        return False
+
+
+def is_seen(pid: int, path: Path) -> bool:
+    """Tell whether our mount at a path, or a copy that propagation made of it, is in the namespace of a process."""
+    ours = at(path)
+    try:
+        return ours is not None and any(is_copy(pid, entry, path, ours.groups) for entry in table(pid))
+    except OSError:  # it ended: there is nobody any more who does not see it
+        return True
 
 
 def process_name(pid: int) -> str:

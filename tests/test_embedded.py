@@ -10,12 +10,13 @@ from typing import Final
 
 import pytest
 
+from tests.running import Running
 from tests.scratch import Scratch, loops_under, unmount_under
 from voldriverd import embedded
 from voldriverd.config import EMBEDDED_MIN_BYTES
 from voldriverd.embedded import Embedded
 from voldriverd.errors import Exists, InUse, Invalid, Unusable
-from voldriverd.kernel import fs, loop, mount, run
+from voldriverd.kernel import btrfs, fs, loop, mount, qgroup, run
 
 pytestmark = pytest.mark.root
 
@@ -404,3 +405,27 @@ def test_make_takes_the_default_size_of_what_is_free(scratch: Scratch) -> None:
     free_bytes = fs.capacity(root)[1]
     Embedded(root).make()
     assert (root / "embedded.img").stat().st_size == embedded.default_size(free_bytes)
+
+
+@pytest.mark.parametrize("mode", ["simple", "full"])
+def test_what_the_kernel_is_said_to_have_it_has(scratch: Scratch, mode: str) -> None:
+    place = scratch.make("btrfs")
+    with btrfs.opened(place) as top:
+        try:
+            qgroup.enable(top, qgroup.Mode(mode))
+            is_there = True
+        except OSError as err:
+            assert err.errno == errno.EINVAL  # noqa: PT017 - either answer is right, if the other one agrees
+            is_there = False
+    assert is_there == (mode == "full" or qgroup.has_simple())
+
+
+def test_a_kernel_without_simple_quotas_serves_the_image_without_sizes_and_says_so(tmp_path: Path) -> None:
+    daemon = Running(tmp_path / "d")
+    daemon.preamble = "from voldriverd.kernel import qgroup; qgroup.has_simple = lambda: False; "
+    with daemon:
+        assert daemon.cli("volume", "create", "db").stderr == ""
+        refused = daemon.cli("volume", "create", "sized", "-d", "btrfs", "-o", "size=64M")
+        assert (refused.returncode, "loop" in refused.stderr) == (1, True)
+        assert daemon.cli("volume", "create", "sized", "-d", "loop", "-o", "size=64M").stderr == ""
+    assert "no simple quotas before Linux 6.7: sizes are refused" in daemon.log

@@ -19,7 +19,7 @@ import socket
 import ssl
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Final
 
@@ -36,7 +36,7 @@ from voldriverd.engine import mounts, pools, recovery, targets
 from voldriverd.engine import rebuild as rebuilding
 from voldriverd.engine.context import Engine, Limits, utc_now
 from voldriverd.errors import Error, Exists, InUse, Unusable
-from voldriverd.kernel import fs
+from voldriverd.kernel import fs, qgroup
 
 _log = logging.getLogger(__name__)
 
@@ -330,16 +330,16 @@ def _embedded(config: configuration.Config, *, is_known: bool) -> list[pools.Spe
     """Return the pools of a host where nothing is configured: in an image, or in the root if that is on btrfs (D9)."""
     image = embedded.Embedded(config.root)
     if not image.exists() and fs.magic(config.root) == fs.BTRFS_MAGIC:
-        base, prepare, grow, quota = config.root / "pools", None, None, "off"
+        base, prepare, grow, make = config.root / "pools", None, None, _make
     else:
-        base, grow, quota = image.mount_point, image.grow, "simple"
+        base, grow, make = image.mount_point, image.grow, _make_in_image
         prepare = functools.partial(_prepare_image, image, config.embedded_size_bytes, is_known=is_known)
     return [
         pools.Spec(
             name,
             name,
             base / name,
-            _maker(config.root, configuration.PoolConfig(name, name, base / name, quota=quota)),
+            functools.partial(make, config.root, configuration.PoolConfig(name, name, base / name)),
             prepare=prepare,
             grow=grow,
         )
@@ -353,6 +353,19 @@ def _prepare_image(image: embedded.Embedded, size_bytes: int | None, *, is_known
             raise Exists(f"the embedded image {image.path} is missing, and the database knows volumes in it")
         image.make(size_bytes)
     image.mount()
+
+
+def _make(root: Path, pool: configuration.PoolConfig, path: Path) -> Driver:
+    return _maker(root, pool)(path)
+
+
+def _make_in_image(root: Path, pool: configuration.PoolConfig, path: Path) -> Driver:
+    """Make the driver of a pool in the image, which is mounted; with quotas where the kernel has simple ones (D9)."""
+    if pool.driver == "btrfs" and not qgroup.has_simple():
+        _log.warning("verb=open pool=%s result=no simple quotas before Linux 6.7: sizes are refused", pool.name)
+    elif pool.driver == "btrfs":
+        pool = replace(pool, quota="simple")
+    return _make(root, pool, path)
 
 
 def _maker(root: Path, pool: configuration.PoolConfig) -> Callable[[Path], Driver]:

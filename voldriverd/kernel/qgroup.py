@@ -25,6 +25,8 @@ _QGROUP_LIMIT_KEY: Final = 244
 """linux/btrfs_tree.h: BTRFS_QUOTA_TREE_OBJECTID, BTRFS_QGROUP_LIMIT_KEY"""
 
 
+_SIMPLE: Final = Path("/sys/fs/btrfs/features/simple_quota")
+"""fs/btrfs/sysfs.c, 6.7"""
 _GONE: Final = frozenset({errno.ENOENT, errno.ENODEV})
 """What reading from sysfs gives when a group has gone, and when it goes at that moment (fs/kernfs, 6.18)."""
 
@@ -80,6 +82,11 @@ def mode(file_system_id: str) -> Mode:
     except FileNotFoundError:  # the directory is there only while quotas are on
         return Mode.OFF
     return {"squota": Mode.SIMPLE, "qgroup": Mode.FULL}.get(name, Mode.OFF)
+
+
+def has_simple() -> bool:
+    """Tell whether the kernel has simple quotas; asked once a btrfs is mounted, for before its module may be absent."""
+    return _SIMPLE.exists()
 
 
 def enable(fd: int, wanted: Mode) -> None:

@@ -13,6 +13,7 @@ takes a quarter of the time of a whole stream of small files (20,000 of 32 KB: 0
 import errno
 import os
 import uuid
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -26,6 +27,10 @@ from voldriverd.kernel import btrfs, copying, inodes, mount, nested, qgroup, rec
 
 FORMATS: Final[tuple[StreamFormat, ...]] = (StreamFormat.BTRFS, StreamFormat.TAR)
 
+AHEAD_MAX: Final = 512
+"""How many files are read before their turn; a part holds at most 4 MiB of them, and more of empty ones."""
+AHEAD_BYTES: Final = 256 << 10
+"""Of each: the kernel reads on by itself in what is larger."""
 _NEWEST_VERSION: Final = 2
 _COMPRESSION: Final = "btrfs.compression"
 _NESTED_NOTE: Final = "subvolumes are nested in it, which a btrfs stream cannot hold; in tar they are directories"
@@ -78,7 +83,7 @@ def sent(
             is_incremental=parent_id != 0,
             image_bytes=None,
             expected_bytes=surveyed_bytes if parent_id or not used_bytes else min(surveyed_bytes, used_bytes),
-            parts=_parts(reader),
+            parts=_parts(reader, _Ahead(fd, since=0 if base_fd is None or is_nested else receive.made_in(base_fd))),
             notes=notes,
         )
 
@@ -194,8 +199,43 @@ def _version() -> int:
     return min(_NEWEST_VERSION, send.newest_version(), max(1, receive.newest_version()))
 
 
-def _parts(reader: send.Reader) -> Iterator[Part]:
+class _Ahead:
+    """Has the disk read the beginnings of the files that a stream comes to next.
+
+    The kernel reads one file after the other, and of a snapshot nothing is in the page cache: 20,000 files of 32 KiB on
+    a loop device took 15 s, and so 7 s (medians of three, a busy machine). What is compressed is sent as it is, past
+    the cache, and left out. Of an increment the stream does not tell where it is among the files that were there
+    before: no more than AHEAD_MAX of those are read.
+    """
+
+    def __init__(self, fd: int, *, since: int) -> None:
+        self._fd = fd
+        self._tree_id = btrfs.subvolume_id(fd)
+        self._inodes = inodes.with_data(fd, since=since)
+        self._asked: deque[int] = deque()
+        self._position = send.Position()
+
+    def advance(self, data: bytes) -> None:
+        """Take the next bytes of the stream."""
+        self._position.advance(data)
+        while self._asked and self._asked[0] <= self._position.inode:
+            self._asked.popleft()
+
+    def ask(self) -> None:
+        """Have so many files read that AHEAD_MAX are; what fails, the stream will meet and tell."""
+        with suppress(OSError):
+            while len(self._asked) < AHEAD_MAX and (inode := next(self._inodes, None)) is not None:
+                if inode > self._position.inode:
+                    self._asked.append(inode)
+                    with btrfs.opened_inode(self._fd, self._tree_id, inode, flags=os.O_NOATIME) as file:
+                        os.posix_fadvise(file, 0, AHEAD_BYTES, os.POSIX_FADV_WILLNEED)
+
+
+def _parts(reader: send.Reader, ahead: _Ahead) -> Iterator[Part]:
+    ahead.ask()
     while data := reader.read(PART_MAX):
+        ahead.advance(data)
+        ahead.ask()
         yield Part(data, len(data))
 
 

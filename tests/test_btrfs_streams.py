@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import threading
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -359,6 +360,29 @@ def test_parts_are_full_but_for_the_last(driver: Btrfs) -> None:
     assert lengths == [PART_MAX, PART_MAX, len(kept.data) - 2 * PART_MAX]
     assert [len(part.data or b"") for part in kept.parts] == lengths
     assert {part.offset for part in kept.parts} == {None}
+
+
+def test_the_disk_reads_files_before_their_turn(driver: Btrfs) -> None:
+    root = new(driver)
+    for number in range(200):
+        (root / f"{number}").write_bytes(os.urandom(64 << 10))
+    frozen = freeze(driver, "v1.1", "s1")
+    last = max(frozen.iterdir(), key=lambda path: path.stat().st_ino)
+    with driver.send(Key("s1")) as stream, last.open("rb") as file:
+        assert not _is_cached(file.fileno())
+        next(stream.parts)  # 4 of 13 MiB; the kernel waits with a pipe full of more
+        deadline_s = time.monotonic() + 10
+        while not _is_cached(file.fileno()):
+            assert time.monotonic() < deadline_s, "nobody has it read"
+            time.sleep(0.01)
+
+
+def _is_cached(fd: int) -> bool:
+    """Tell whether the beginning of a file need not be read from the disk (preadv2(2))."""
+    try:
+        return os.preadv(fd, [bytearray(4_096)], 0, os.RWF_NOWAIT) == 4_096
+    except BlockingIOError:
+        return False
 
 
 def test_the_same_tree_and_base_give_the_same_bytes(driver: Btrfs) -> None:

@@ -72,6 +72,27 @@ def test_the_survey_is_as_long_as_the_stream_and_reads_no_data(large: int) -> No
     assert send.survey(large, parent_id=0) == pytest.approx(length, rel=0.05)
 
 
+@pytest.mark.parametrize("version", [1, 2])
+@pytest.mark.parametrize("length", [1, 7, 4_096, 1 << 30])
+def test_a_position_is_the_file_that_was_made_last(place: Path, version: int, length: int) -> None:
+    one = make(place, "one")
+    for number in range(20):
+        (one / f"{number}").write_bytes(os.urandom(1_000))
+        (one / f"directory {number}").mkdir()
+    with btrfs.opened(snapshot(one, "tree", read_only=True)) as fd:
+        stream = whole(fd, version=version)
+    position = send.Position()
+    found = []
+    for start in range(0, len(stream), length):
+        position.advance(stream[start : start + length])
+        found.append(position.inode)
+    files = sorted(path.stat().st_ino for path in one.iterdir() if path.is_file())
+    assert found == sorted(found)
+    assert found[-1] == files[-1]
+    if length < 100:  # no two files are made so close to each other
+        assert sorted(set(found)) == [0, *files]
+
+
 def test_a_version_that_the_kernel_does_not_know_is_an_error(large: int) -> None:
     with pytest.raises(OSError, match="Protocol error"):
         whole(large, version=99)

@@ -276,14 +276,18 @@ def opened(path: Path | str | bytes, *, directory_fd: int | None = None) -> Iter
 
 
 @contextmanager
-def opened_inode(fd: int, tree_id: int, inode: int = BTRFS_FIRST_FREE_OBJECTID) -> Iterator[int]:
+def opened_inode(
+    fd: int, tree_id: int, inode: int = BTRFS_FIRST_FREE_OBJECTID, *, flags: int = os.O_DIRECTORY
+) -> Iterator[int]:
     """Open a directory by tree and inode number, on the mount of `fd`, and close it at the end. Raises OSError.
+
+    With other flags of open(2) another file.
 
     No path is walked, so that neither its length nor what lies on it matters. It needs CAP_DAC_READ_SEARCH.
     Generation 0 matches every inode (fs/btrfs/export.c, btrfs_get_dentry, 6.18).
     """
     handle = _FileHandle(20, _FILEID_BTRFS_WITHOUT_PARENT, inode, tree_id, 0)
-    result = _libc.open_by_handle_at(fd, ctypes.byref(handle), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    result = _libc.open_by_handle_at(fd, ctypes.byref(handle), os.O_RDONLY | os.O_CLOEXEC | flags)
     if result < 0:
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number))

@@ -35,6 +35,7 @@ ATTRIBUTES_MAX: Final = 1 << 20
 """Without data the longest command holds two paths or an xattr of 64 KiB."""
 UUID: Final = 1
 CTRANSID: Final = 2
+INO: Final = 3
 SIZE: Final = 4
 XATTR_NAME: Final = 13
 XATTR_DATA: Final = 14
@@ -122,6 +123,34 @@ class Reader:
             if self._failure:
                 raise self._failure[0]
         return data
+
+
+class Position:
+    """Where a stream is, from its bytes as they come: the number of the inode that was made last.
+
+    A whole stream goes through them in ascending order (fs/btrfs/send.c).
+    """
+
+    def __init__(self) -> None:
+        """Begin before the first byte."""
+        self.inode = 0
+        self._skipped = len(MAGIC) + 4
+        self._kept = b""
+
+    def advance(self, data: bytes) -> None:
+        """Take the next bytes."""
+        if self._kept:
+            data = self._kept + data
+        at = self._skipped
+        while at + HEADER.size <= len(data):
+            length, number, _ = HEADER.unpack_from(data, at)
+            if number == Command.MKFILE:
+                content = data[at + HEADER.size : at + HEADER.size + length]
+                if len(content) < length:
+                    break
+                self.inode = int.from_bytes(_attributes(content)[INO], "little")
+            at += HEADER.size + length
+        self._kept, self._skipped = data[at:], max(0, at - len(data))
 
 
 @contextmanager

@@ -1,0 +1,87 @@
+"""What a subvolume's metadata tells of its inodes."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from tests.scratch import Scratch
+from tests.test_kernel_btrfs import make, snapshot
+from voldriverd.kernel import btrfs, inodes, receive, run
+
+pytestmark = pytest.mark.root
+
+_LARGE = os.urandom(64 << 10)
+
+
+@pytest.fixture
+def place(session_scratch: Scratch, request: pytest.FixtureRequest) -> Path:
+    """Return a new directory on btrfs."""
+    directory = session_scratch.shared("kernel-inodes", "btrfs") / str(request.node.name)
+    directory.mkdir()
+    return directory
+
+
+def with_data(tree: Path, *, since: int = 0) -> list[int]:
+    os.sync()
+    with btrfs.opened(tree) as fd:
+        return list(inodes.with_data(fd, since=since))
+
+
+def number_of(path: Path) -> int:
+    return path.stat().st_ino
+
+
+def test_files_whose_data_lies_on_the_disk_as_it_is_are_found_in_order(place: Path) -> None:
+    tree = make(place, "one")
+    wanted = [tree / "first", tree / "with a hole before"]
+    wanted[0].write_bytes(_LARGE)
+    (tree / "small, and so in the metadata").write_bytes(b"small")
+    (tree / "empty").touch()
+    os.truncate(tree / "empty", 1 << 30)
+    (tree / "directory").mkdir()
+    (tree / "link").symlink_to("first")
+    compressed = tree / "compressed"
+    compressed.touch()
+    os.setxattr(compressed, "btrfs.compression", b"zstd")
+    compressed.write_bytes(b"again and " * 10_000)
+    with wanted[1].open("wb") as file:
+        file.seek(1 << 20)
+        file.write(_LARGE)
+    assert with_data(tree) == [number_of(path) for path in wanted]
+
+
+def test_none_of_many_files_is_missed(place: Path) -> None:
+    tree = make(place, "one")
+    for number in range(1_000):
+        with (tree / f"{number}").open("wb") as file:
+            for extent in range(3 if number % 100 == 0 else 1):
+                file.seek(extent << 20)
+                file.write(_LARGE[:8_192])
+    assert with_data(tree) == sorted(number_of(path) for path in tree.iterdir())
+
+
+def test_what_is_as_it_was_then_is_passed_over(place: Path) -> None:
+    tree = make(place, "one")
+    for number in range(1_000):
+        (tree / f"{number}").write_bytes(_LARGE[:8_192])
+    os.sync()
+    with btrfs.opened(snapshot(tree, "base", read_only=True)) as base:
+        since = receive.made_in(base)
+    (tree / "500").write_bytes(_LARGE)
+    (tree / "new").write_bytes(_LARGE)
+    found = with_data(tree, since=since)
+    assert {number_of(tree / "500"), number_of(tree / "new")} <= set(found)
+    assert len(found) < 500
+
+
+def test_inodes_with_flags_are_counted_among_many(place: Path) -> None:
+    tree = make(place, "one")
+    for number in range(1_000):
+        (tree / f"{number}").write_bytes(_LARGE[:8_192])
+    for number in range(0, 1_000, 100):
+        run.run(["chattr", "+d", str(tree / f"{number}")])
+    os.sync()
+    with btrfs.opened(tree) as fd:
+        assert inodes.count_flagged(fd, inodes.UNSENT) == 10
+        assert inodes.count_flagged(fd, inodes.BTRFS_INODE_APPEND) == 0

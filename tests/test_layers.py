@@ -46,7 +46,7 @@ MAY_IMPORT: Final = {
     | {"verbs"},
     "health": WORDS | {"engine", "kernel", "runner"},
     "worker": WORDS | {"engine", "service"},
-    "metrics": WORDS | {"engine", "jobs", "journal", "service", "store", "usages", "verbs"},
+    "metrics": WORDS | {"engine", "jobs", "journal", "logs", "service", "store", "usages", "verbs"},
     "api": WORDS | {"engine", "logs", "metrics", "runner", "service", "verbs"},
     "sockets": {"errors", "kernel"},
     "supervisor": {"errors", "kernel", "sockets"},
@@ -63,6 +63,7 @@ MAY_IMPORT: Final = {
 ASYNC: Final = {
     "api",
     "backups",
+    "metrics",
     "restores",
     "imports",
     "service",

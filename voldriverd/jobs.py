@@ -12,6 +12,8 @@ from typing import Final
 
 from voldriverd.errors import InUse
 
+VERBS: Final = ("backup", "import", "prune", "read", "remove", "restore", "scan", "verify")
+"""Of all the jobs that there are."""
 RATE_S: Final = 10.0
 """The time over which a rate is taken: it follows what a network does, and one slow chunk does not show."""
 _SAMPLE_S: Final = 0.5
@@ -119,6 +121,10 @@ class Jobs:
     def get(self, shown_id: str) -> Job | None:
         """Return the job of an API id that runs now."""
         return self._jobs.get(shown_id)
+
+    def all(self) -> list[Job]:
+        """Return those that run now."""
+        return list(self._jobs.values())
 
     def using(self, shown_id: str) -> str | None:
         """Return in words a job that needs something to stay as it is; None if there is none."""

@@ -34,6 +34,11 @@ _KINDS: Final = {
 }
 
 
+CUT_OFF: Final = "cancelled"
+KINDS: Final = (*_KINDS.values(), CUT_OFF)
+"""Of errors, as `kind` tells them."""
+
+
 class Line:
     """One line as facts, behind a word that says what kind of line it is; given to a logger in place of a text."""
 
@@ -80,7 +85,7 @@ def facts(record: logging.LogRecord) -> dict[str, str]:
 
 def kind(error: BaseException) -> str:
     """Return what kind of error it is, in one word of a closed set; what is no Exception has cut the work off."""
-    return next((word for known, word in _KINDS.items() if isinstance(error, known)), "cancelled")
+    return next((word for known, word in _KINDS.items() if isinstance(error, known)), CUT_OFF)
 
 
 def shown(value: str) -> str:

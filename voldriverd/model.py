@@ -325,6 +325,16 @@ class Backup:
 
 
 @dataclass(frozen=True, slots=True)
+class BackupTimes:
+    """What the complete backups of a volume come to."""
+
+    taken_at: datetime
+    """The instant that the newest one brings back."""
+    verified_at: datetime | None
+    """When any of them was last found right; None if none ever was."""
+
+
+@dataclass(frozen=True, slots=True)
 class Secret:
     """A text that is shown to its owner only; whatever prints this prints `***`."""
 

@@ -62,6 +62,8 @@ class Service:
         self.runner = runner.Runner()
         self.usages = usages.Usages(engine, self.runner)
         self.stalls = stalls.Stalls()
+        self.requests: Counter[tuple[str, str, int]] = Counter()
+        """What the sites have answered, by door (`plugin`, `api`), method and status, each of a closed set."""
         self._pins: Counter[Key] = Counter()
         self._askers = askers.Askers()
         self._relieving = asyncio.Lock()

@@ -2,14 +2,17 @@
 
 import asyncio
 import time
-from typing import Final
+from collections.abc import Callable
+from typing import Any, Final, TypeVar
 
 from voldriverd import model
 from voldriverd.driver import Usage
-from voldriverd.engine import space
+from voldriverd.engine import pools, space
 from voldriverd.engine.context import Engine
 from voldriverd.errors import Error
 from voldriverd.runner import Runner
+
+_T = TypeVar("_T")
 
 SPACE_TIMEOUT_S: Final = 2.0
 """How long a file system may take to say how full it is, before it is shown as not known."""
@@ -27,6 +30,7 @@ class Usages:
         self._engine = engine
         self._runner = runner
         self._known: dict[model.VolumeId, tuple[float, Usage]] = {}
+        self._asked: dict[tuple[str, model.PoolId], asyncio.Task[Any]] = {}
 
     def of(self, volume: model.Volume) -> Usage:
         """Return the usage of a volume from memory, and have it asked again if it is old."""
@@ -59,16 +63,38 @@ class Usages:
 
     async def spaces(self) -> dict[model.PoolId, tuple[int, int]]:
         """Return (total, free) bytes of the pools that are available and answer in time."""
+        return await self.of_pools("space", space.capacity)
+
+    async def of_pools(self, question: str, ask: Callable[[pools.Pool], _T]) -> dict[model.PoolId, _T]:
+        """Return what `ask` answers for each pool that is available, in time and without an error.
+
+        One that has not answered a question yet is not asked it again, whoever wants to know: a file system that hangs
+        takes one thread for each question, and not one for each time.
+        """
         available = [pool for pool in self._engine.pools if pool.driver is not None]
-        asked = {pool.row.id: asyncio.ensure_future(self._runner.in_thread(space.capacity, pool)) for pool in available}
+        asked = {pool.row.id: self._ask_pool(question, pool, ask) for pool in available}
         if asked:
             await asyncio.wait(asked.values(), timeout=SPACE_TIMEOUT_S)
         answered = {pool_id: task for pool_id, task in asked.items() if task.done() and task.exception() is None}
         return {pool_id: task.result() for pool_id, task in answered.items()}
 
+    def _ask_pool(self, question: str, pool: pools.Pool, ask: Callable[[pools.Pool], _T]) -> "asyncio.Task[_T]":
+        key = question, pool.row.id
+        going: asyncio.Task[_T] | None = self._asked.get(key)
+        if going is None or going.done():
+            going = self._asked[key] = asyncio.create_task(self._runner.in_thread(ask, pool))
+            going.add_done_callback(_retrieve)
+        return going
+
     async def _ask(self, volume: model.Volume) -> None:
         found = await self._runner.in_thread(_ask_all, self._engine, [volume])
         self._known[volume.id] = (time.monotonic(), found[volume.id])
+
+
+def _retrieve(task: "asyncio.Task[Any]") -> None:
+    """Look at what came of a question for which nobody waits any more, so that it is not reported as forgotten."""
+    if not task.cancelled():
+        task.exception()
 
 
 def _ask_all(engine: Engine, rows: list[model.Volume]) -> dict[model.VolumeId, Usage]:

@@ -41,6 +41,8 @@ _HOLDER: Final = re.compile(r"[!-~]{1,255}")
 """A holder as dockerd and podman name it (64 hex digits), and as anybody else sensibly would."""
 _HEADERS: Final = {"Content-Type": CONTENT_TYPE}
 _OK: Final = 200
+_OTHER: Final = "other"
+"""What is counted as the method of calls that are none of the protocol."""
 
 _Body = Mapping[str, Any]
 _Answer = dict[str, Any]
@@ -94,6 +96,8 @@ class Plugin:
         except Exception:  # noqa: BLE001 - our own bug: the caller gets an answer that it can read, the log the traceback
             _log.exception("call=%s result=internal error", request.path)
             response = _internal_error(request)
+        called = request.path if request.path in self._methods else _OTHER
+        self._service.requests["plugin", called, response.status] += 1
         if _log.isEnabledFor(logging.DEBUG):
             name, holder = body.get("Name"), body.get("ID")
             _log.debug("call=%s name=%.300s holder=%.300s status=%d", request.path, name, holder, response.status)

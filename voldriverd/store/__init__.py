@@ -262,6 +262,17 @@ class Store:
         query = "SELECT (SELECT count(*) FROM backups) - (SELECT count(*) FROM backups WHERE state = 'removed')"
         return int(next(self._select(query))[0])  # two indexes are counted, where all rows would be read otherwise
 
+    def backup_times(self, wanted: Iterable[model.VolumeId] | None = None) -> dict[model.VolumeId, model.BackupTimes]:
+        """Return when volumes (None: all) were backed up and verified last; those that have no complete backup lack."""
+        where, values = (
+            ("", ()) if wanted is None else ("volume_id IN (SELECT value FROM json_each(?)) AND ", (wanted,))
+        )
+        query = f"SELECT volume_id, max(taken_at), max(verified_at) FROM backups WHERE {where}state = 'created' "
+        found = self._select(
+            f"{query}AND volume_id IS NOT NULL GROUP BY volume_id", *(json.dumps([*each]) for each in values)
+        )
+        return {model.VolumeId(row[0]): rows.backup_times(row) for row in found}
+
     def parents(self, backups: Iterable[model.Backup]) -> dict[model.BackupId, model.BackupId]:
         """Return which backups others build on, as far as they have rows."""
         ids = json.dumps([backup.id for backup in backups if backup.parent_uuid is not None])

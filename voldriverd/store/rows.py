@@ -150,6 +150,11 @@ def api_key_values(key: model.ApiKey) -> tuple[Any, ...]:
     )
 
 
+def backup_times(row: tuple[Any, ...]) -> model.BackupTimes:
+    """Return the times of a group of backups, behind its volume."""
+    return model.BackupTimes(datetime.fromisoformat(row[1]), _time(row[2]))
+
+
 def api_key(row: tuple[Any, ...]) -> model.ApiKey:
     """Return the API key of a row."""
     return model.ApiKey(

@@ -55,6 +55,7 @@ class Door:
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
         """Answer one request; whatever happens, in the words of the API, for a browser as a page."""
         response = await self._handle(request)
+        self._api.count(request, response)
         if _log.isEnabledFor(logging.DEBUG):
             _log.debug("call=%s path=%.300s status=%d", request.method, request.path, response.status)
         if (

@@ -133,10 +133,10 @@ def _write(request: web.BaseRequest, asker: verbs.Asker, bodies: tuple[bytes | N
         **dict(_chosen(asked, _ASKED)),
         **told,
         "status": end.status,
-        "result": end.failure or (verbs.OK if is_done else "refused"),
-        "duration_ms": end.took_ms,
-        **asker.told,
+        **(asker.told or {"result": verbs.OK if is_done else "refused", "duration_ms": end.took_ms}),
     }
+    if end.failure is not None:
+        facts = {**facts, "result": end.failure}
     _log.info(logs.Line({key: _cut(value) for key, value in facts.items()}, word=LOGGER))
 
 

@@ -14,6 +14,7 @@ from typing import Any, Final
 
 from aiohttp import web
 
+from voldriverd import metrics
 from voldriverd.api.rancher import (
     answers,
     body,
@@ -43,6 +44,9 @@ _log = logging.getLogger(__name__)
 LONG_LISTS_MAX: Final = 2
 """How many lists of more than listing.BESIDE are written at once: each is a thread that wants the interpreter."""
 _EVENTS: Final = schemas.EVENT.plural
+_METRICS: Final = "metrics"
+"""Beside the versions of the API, where Prometheus looks for it."""
+_METHODS: Final = frozenset({"DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +82,7 @@ class Api:
         self._service = service
         self._events = events.Feed(service)
         self._written = answers.Written()
+        self._metrics = metrics.Metrics(service)
         self._long_lists = asyncio.Semaphore(LONG_LISTS_MAX)
 
     def close(self) -> None:
@@ -106,6 +111,11 @@ class Api:
             problem = Problem(HTTPStatus.INTERNAL_SERVER_ERROR, message)
         return answers.respond(base, problem.status, problem.show(), problem.headers)
 
+    def count(self, request: web.BaseRequest, response: web.StreamResponse) -> None:
+        """Count an answer, whoever gave it."""
+        method = request.method if request.method in _METHODS else "other"
+        self._service.requests["api", method, response.status] += 1
+
     def answer(self, request: web.BaseRequest, problem: Problem) -> web.Response:
         """Return the answer to a request that met a problem before it came here."""
         return answers.respond(answers.base(request), problem.status, problem.show(), problem.headers)
@@ -115,9 +125,14 @@ class Api:
         problem = Problem(HTTPStatus(status), text)
         return answers.respond(f"http://localhost/{VERSION}", problem.status, problem.show())
 
-    async def _answer(self, request: web.BaseRequest, base: str) -> web.StreamResponse:
+    async def _answer(self, request: web.BaseRequest, base: str) -> web.StreamResponse:  # noqa: PLR0911 - one a place
         asked = _read(request, base)
         version, *parts = [part for part in request.path.split("/") if part] or [""]
+        if version == _METRICS and not parts:
+            asked.allow(READING)
+            content, content_type = await self._metrics.write(request.headers.get("Accept", ""))
+            headers = {"Content-Type": content_type, "X-API-Schemas": answers.schemas_url(base)}
+            return web.Response(body=content, headers=headers)
         if version.lower() not in {"", VERSION}:
             raise problems.not_found(f"there is no version {version[:60]!r} of this API, only {VERSION}")
         if roots.is_above(parts):

@@ -7,6 +7,7 @@ import socket
 import sqlite3
 import stat
 import subprocess
+import tempfile
 import time
 import uuid
 from collections.abc import Iterator
@@ -226,6 +227,20 @@ def test_a_lost_database_is_found_by_what_the_pools_tell(patient: Patient) -> No
             path.unlink()
         found(patient.look("database"), "bad", "the pools tell of 3 volumes")
         assert not (patient.root / "voldriver.db").exists()
+
+
+def test_the_database_is_read_though_the_usual_place_for_a_copy_is_full(
+    patient: Patient, scratch: Scratch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = scratch.make("tmpfs", size_bytes=MIB)
+    (place / "full").write_bytes(bytes(MIB - 4096))
+    monkeypatch.setattr(tempfile, "tempdir", str(place))
+    well(patient.look("database"))
+
+
+def test_a_database_with_values_that_no_version_wrote_is_unreadable(patient: Patient) -> None:
+    with patient.changed(lambda database: database.execute("UPDATE volumes SET created_at = 'soon'")):
+        found(patient.look("database"), "bad", "soon")
 
 
 def test_a_database_that_is_a_directory_is_said_to_be_unreadable(patient: Patient) -> None:
@@ -499,6 +514,12 @@ def test_a_loop_device_of_a_deleted_image_is_found_and_left(patient: Patient, pl
         assert device.removeprefix("/dev/") in loops_under(places["images"])
 
 
+def test_a_loop_device_that_somebody_has_open_is_a_note_and_left(patient: Patient, places: dict[str, Path]) -> None:
+    with bound_aside(places) as device, open(device, "rb"):
+        subprocess.run(["losetup", "--detach", device], check=True)  # clears itself when the file is closed
+        found(patient.look("leaked-loops", "--fix"), "note", f"{device} of {places['images']}/trees/v9.1 is open")
+
+
 @pytest.fixture
 def leaked_mount(patient: Patient, tmp_path: Path) -> Iterator[Path]:
     """Mount something at the mount point of a tree that never was."""
@@ -630,7 +651,15 @@ def moved_out(tree: Path) -> Iterator[None]:
         aside.rename(tree)
 
 
-# The clock and backups
+def test_the_directory_of_a_target_that_is_not_there_is_found(patient: Patient, tmp_path: Path) -> None:
+    insert = f"""INSERT INTO targets (uuid, name, is_configured, url) VALUES ('u', 'nas', 1, 'file://{tmp_path}/nas')"""
+    with patient.changed(lambda database: database.execute(insert)):
+        found(patient.look("targets"), "warning", f"nas: {tmp_path}/nas is not there")
+        (tmp_path / "nas").mkdir()
+        well(patient.look("targets"))
+
+
+# The clock
 
 
 def test_a_clock_behind_what_is_written_down_is_found(patient: Patient) -> None:

@@ -2,8 +2,11 @@
 
 import os
 import shutil
+import sqlite3
 import subprocess
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -12,13 +15,18 @@ import pytest
 from tests.doctors import Patient, found
 from tests.running import Running, pools_config
 from tests.scratch import Scratch
-from voldriverd.doctor import clock, features, host, tools
+from tests.world import until
+from voldriverd import doctor
+from voldriverd.config import Config
+from voldriverd.doctor import clock, features, host, scope, tools
 from voldriverd.doctor.clock import Clock
 from voldriverd.doctor.features import Direct, Quota
-from voldriverd.doctor.finding import Finding, Level, Trouble
+from voldriverd.doctor.finding import Check, Finding, Level, Trouble
 from voldriverd.doctor.host import FileSystems, Kernel
+from voldriverd.doctor.known import Known, KnownVolume
 from voldriverd.doctor.tools import Tools
 from voldriverd.kernel.qgroup import Mode
+from voldriverd.store import schema
 
 pytestmark = pytest.mark.root
 
@@ -85,7 +93,7 @@ def test_a_host_without_loop_devices_is_found(fresh: Patient) -> None:
     found(diagnosis, "bad", "LOOP_CONFIGURE fails: ")
 
 
-@pytest.mark.parametrize(("lacking", "level"), [("mknod", "bad"), ("sys_admin", "bad"), ("sys_resource", "note")])
+@pytest.mark.parametrize(("lacking", "level"), [("mknod", "bad"), ("sys_resource", "note")])
 def test_a_missing_capability_is_found_with_what_it_is_for(fresh: Patient, lacking: str, level: str) -> None:
     prefix = ("setpriv", f"--bounding-set=-{lacking}", f"--inh-caps=-{lacking}")
     diagnosis = fresh.look_from(*prefix, checks=("capabilities",))
@@ -176,6 +184,103 @@ def test_where_no_daemon_ever_ran_there_are_notes(fresh: Patient) -> None:
         f"www (directory, {fresh.root.parent.parent}/w): it was never made",
     ]
     assert not fresh.root.exists()
+
+
+def test_a_root_without_space_is_found(scratch: Scratch, tmp_path: Path) -> None:
+    small = Patient(Running(tmp_path / "d", config=pools_config(www=("directory", tmp_path / "w"))))
+    small.root = small.daemon.root = scratch.make("tmpfs", size_bytes=16 << 20)
+    found(small.look("space"), "bad", "the root directory: ")
+
+
+def test_a_database_of_each_earlier_version_is_read(fresh: Patient) -> None:
+    fresh.root.mkdir()
+    path = fresh.root / "voldriver.db"
+    path.touch()
+    assert fresh.look("database").of("ok") == ["it is sound"]
+    with closing(sqlite3.connect(path)) as database:
+        database.executescript(f"BEGIN; {schema.SCHEMA} PRAGMA user_version = 1; COMMIT;")
+    assert fresh.look("database").of("ok") == ["it is sound"]
+    assert fresh.look("backups").status == 0
+
+
+# Checks that cannot look
+
+
+@pytest.fixture
+def only(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[scope.Scope], list[Finding]]], None]:
+    """Have one check more, before all others."""
+
+    def put(look: Callable[[scope.Scope], list[Finding]]) -> None:
+        monkeypatch.setattr(doctor, "CHECKS", (Check("odd", "Odd", "it", look, ()), *doctor.CHECKS))
+
+    return put
+
+
+def examined() -> list[Finding]:
+    looked = scope.Scope(Config(), NOW, api_fault="it does not run")
+    return doctor.examine(looked, ["odd", "daemon"])
+
+
+def test_a_check_that_fails_says_so_and_hinders_no_other(only: Callable[..., None]) -> None:
+    def fail(_: scope.Scope) -> list[Finding]:
+        raise ValueError("what a surprise")
+
+    only(fail)
+    texts = [finding.text for finding in examined()]
+    assert texts == ["could not be looked at: ValueError: what a surprise", "no daemon: it does not run"]
+
+
+def test_a_check_that_hangs_is_given_up_and_told(only: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
+    ended = threading.Event()
+
+    def hang(_: scope.Scope) -> list[Finding]:
+        ended.wait(60)
+        return []
+
+    only(hang)
+    monkeypatch.setattr(doctor, "LIMIT_S", 0.3)
+    levels_of = [(finding.check, finding.level) for finding in examined()]
+    ended.set()
+    assert levels_of == [("odd", Level.BAD), ("daemon", Level.BAD)]
+    until(lambda: all(not thread.name.startswith("doctor-") for thread in threading.enumerate()), "its thread")
+
+
+def test_nothing_known_is_not_looked_at_and_said() -> None:
+    looked = doctor.examine(scope.Scope(Config(), NOW, api_fault="no"), ["links"])
+    assert [each.text for each in looked] == ["not looked at: neither a daemon nor its database tells what there is"]
+
+
+# What is known
+
+
+def known(*ids: int, trees: dict[str, str] | None = None) -> Known:
+    volumes = tuple(KnownVolume(number, f"n{number}", "p", None, is_live=True, created_at=NOW) for number in ids)
+    return Known(is_served=trees is None, pools=(), volumes=volumes, targets=(), trees=trees)
+
+
+@pytest.mark.parametrize(
+    ("told", "foreign"),
+    [
+        (known(3, 7), {"v5.1"}),
+        (known(), set()),
+        (known(3, 7, trees={"v3.1": "p", "s9": "p"}), {"v5.1", "v8.1", "s2", "odd", "v3.2"}),
+    ],
+)
+def test_only_what_is_certainly_nobodys_is_foreign(told: Known, foreign: set[str]) -> None:
+    assert told.foreign({"v3.1", "v3.2", "v5.1", "v8.1", "s2", "s9", "odd"}) - foreign == set()
+    assert foreign - told.foreign({"v3.1", "v3.2", "v5.1", "v8.1", "s2", "s9", "odd"}) == set()
+
+
+@pytest.mark.parametrize("name", ["../../etc/cron.d/x", ".hidden", "a/b", ""])
+def test_no_name_leads_out_of_the_directory_of_links(fresh: Patient, name: str) -> None:
+    """A daemon tells them; but who knows who answers at a socket that somebody named."""
+    volume = KnownVolume(1, name, "p", "v1.1", is_live=True, created_at=datetime(2020, 1, 1, tzinfo=UTC))
+    told = Known(is_served=True, pools=(), volumes=(volume,), targets=())
+    looked = scope.Scope(Config(root=fresh.root), NOW, known=told)
+    assert [each.fix for each in doctor.examine(looked, ["links"])] == [None]
+
+
+# In use
 
 
 def test_fix_needs_nothing_where_there_is_nothing(fresh: Patient) -> None:

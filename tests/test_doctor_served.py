@@ -199,7 +199,8 @@ def test_over_tcp_only_what_the_api_tells_is_looked_at_and_that_is_said(
         monkeypatch.setenv(f"VOLDRIVER_{name}", value)
     looked = diagnosis()
     checks = {each["check"] for each in looked.findings}
-    assert checks == {"daemon", "clock", "pools", "space", "orphan-trees", "missing-trees", "backups", "host"}
+    told = {"daemon", "clock", "pools", "space", "orphan-trees", "missing-trees", "targets", "backups"}
+    assert checks == told | {"host"}
     assert looked.status == 0
     (left,) = [each for each in looked.findings if each["check"] == "host"]
     assert "propagation" in left["text"]
@@ -219,6 +220,14 @@ def test_over_tcp_a_daemon_that_cannot_be_reached_is_an_error() -> None:
     assert (result.exit_code, result.stdout) == (1, "")
 
 
+def test_a_daemon_that_speaks_of_other_things_is_an_error_of_one_line() -> None:
+    with pretending([(200, b"{}")], []) as url:
+        result = CliRunner().invoke(client.main, ["--url", url, "doctor"])
+    assert result.exit_code == 1
+    cause = "KeyError('version'); is it of another version?"
+    assert result.stderr == f"voldriver: cannot use the answers of voldriverd at {url}: {cause}\n"
+
+
 def test_what_the_daemon_says_of_pools_and_volumes_is_told() -> None:
     pool: dict[str, object] = {
         "id": "1sp1",
@@ -232,17 +241,18 @@ def test_what_the_daemon_says_of_pools_and_volumes_is_told() -> None:
     volume = {"id": "1v1", "name": "db", "state": "inactive", "storagePoolId": "1sp1", "mountpoint": None}
     volume |= {"created": "2026-01-01T00:00:00Z", "removed": None, "transitioning": "error"}
     volume |= {"transitioningMessage": "its tree is missing"}
+    target = {"name": "nas", "url": "nfs://s/x", "health": "unavailable", "transitioningMessage": "no route"}
     host = {"version": voldriverd.__version__, "root": "/r"}
 
     def page(*rows: object) -> dict[str, object]:
         return {"data": rows, "pagination": {"next": None}}
 
-    answers = [host, page(pool), page(volume), page(), page(), page(), page()]
+    answers = [host, page(pool), page(volume), page(), page(), page(), page(target)]
     with pretending([(200, json.dumps(each).encode()) for each in answers], []) as url:
-        looked = diagnosis("pools", "orphan-trees", "missing-trees", before=("--url", url))
-    texts = ["p (loop, /p): it is gone", "p: v9.1", "volume db: its tree is missing"]
+        looked = diagnosis("pools", "orphan-trees", "missing-trees", "targets", before=("--url", url))
+    texts = ["p (loop, /p): it is gone", "p: v9.1", "volume db: its tree is missing", "nas: no route"]
     assert [each["text"] for each in looked.findings] == texts
-    assert looked.levels == ["bad", "warning", "warning"]
+    assert looked.levels == ["bad", "warning", "warning", "warning"]
 
 
 # Without the daemon, from here on

@@ -20,8 +20,8 @@ from voldriverd.cli.connection import DEFAULT_SOCKET, Connection, Place, Resourc
 from voldriverd.cli.session import Session
 from voldriverd.doctor import mend, scope
 from voldriverd.doctor.finding import Finding, Level
-from voldriverd.doctor.known import Known, KnownPool, KnownVolume, backups_of
-from voldriverd.errors import Error
+from voldriverd.doctor.known import Known, KnownPool, KnownTarget, KnownVolume, backups_of
+from voldriverd.errors import Error, Unusable
 from voldriverd.model import BackupState
 
 TIMEOUT_S: Final = 10.0
@@ -112,8 +112,18 @@ def _explore(loaded: configuration.Config, place: Place, fault: str | None) -> s
 
 
 def _ask(connection: Connection) -> Known:
-    """Return what a daemon tells. Raises the kinds of the API's errors."""
+    """Return what a daemon tells. Raises the kinds of the API's errors, Unusable if it speaks of other things."""
+    try:
+        return _asked(connection)
+    except (KeyError, TypeError, ValueError) as err:
+        raise Unusable(
+            f"cannot use the answers of voldriverd at {connection.place}: {err!r}; is it of another version?"
+        ) from err
+
+
+def _asked(connection: Connection) -> Known:
     host = connection.get(resource_path("hosts", "1h1"))
+    version, root = str(host["version"]), Path(host["root"])
     pools = connection.list("storagepools")
     volumes = connection.list("volumes") + connection.list("volumes", removed_notnull="1")
     newest = connection.get("snapshots?sort=created&order=desc&limit=1")["data"]
@@ -124,7 +134,7 @@ def _ask(connection: Connection) -> Known:
         is_served=True,
         pools=tuple(map(_pool, pools)),
         volumes=tuple(_volume(volume, names) for volume in volumes),
-        target_count=len(connection.list("backuptargets")),
+        targets=tuple(map(_target, connection.list("backuptargets"))),
         backups=backups_of(
             [
                 (
@@ -138,8 +148,8 @@ def _ask(connection: Connection) -> Known:
             ]
         ),
         newest_at=max(times, default=None),
-        version=host["version"],
-        root=Path(host["root"]),
+        version=version,
+        root=root,
     )
 
 
@@ -166,6 +176,13 @@ def _volume(volume: Resource, pools: dict[str, str]) -> KnownVolume:
         is_live=volume["state"] != "removed",
         created_at=_time(volume["created"]),
         fault=volume["transitioningMessage"] if volume["transitioning"] == "error" else None,
+    )
+
+
+def _target(target: Resource) -> KnownTarget:
+    is_well = target["health"] == "available"
+    return KnownTarget(
+        target["name"], target["url"], None if is_well else target["transitioningMessage"] or "no reason"
     )
 
 

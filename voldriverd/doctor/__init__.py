@@ -6,9 +6,10 @@
 
 Nothing is written but by `mend`, except for probes that vanish at once: a nameless file in a pool, a loop device of a
 temporary file, a tmpfs at a mount point of its own. The database is read from a copy. Nothing needs the daemon; what
-it alone knows the caller asks it for, and hands over as `known.Known`.
+it alone knows the caller asks it for, and hands over as `known.Known`. A check that hangs is given up and told.
 """
 
+import threading
 from collections.abc import Collection, Iterator
 from dataclasses import replace
 from typing import Final
@@ -32,6 +33,15 @@ from voldriverd.doctor import (
 from voldriverd.doctor.finding import RANK, Check, Finding, Level
 from voldriverd.doctor.scope import Scope
 from voldriverd.errors import Error
+
+LIMIT_S: Final = 20.0
+"""How long one check may take; all together take less than a second on a host that is well."""
+HUNG: Final = Finding(
+    Level.BAD,
+    f"not done within {LIMIT_S:.0f} s",
+    "What it looks at does not answer: a disk or an NFS server that hangs. Verbs on it hang too.",
+    "`dmesg`, and `ps -eo pid,stat,wchan,args | grep ' D'` for who waits; bring the disk or server back, or restart.",
+)
 
 CHECKS: Final[tuple[Check, ...]] = (
     *host.CHECKS,
@@ -83,8 +93,22 @@ def _run(check: Check, scope: Scope) -> Iterator[Finding]:
         text = "not looked at: neither a daemon nor its database tells what there is"
         yield Finding(Level.NOTE, text, remedy="Mend the daemon or the database first.")
         return
+    yield from _within(check, scope)
+
+
+def _within(check: Check, scope: Scope) -> list[Finding]:
+    """Run one check in a thread of its own, for a disk or server that hangs holds whoever looks at it."""
+    found: list[Finding] = []
+    thread = threading.Thread(target=_look, args=(check, scope, found), name=f"doctor-{check.name}", daemon=True)
+    thread.start()
+    thread.join(LIMIT_S)
+    return [HUNG] if thread.is_alive() else found
+
+
+def _look(check: Check, scope: Scope, found: list[Finding]) -> None:
     try:
-        yield from check.run(scope)
-    except (Error, OSError) as err:
-        text = f"could not be looked at: {err}"
-        yield Finding(Level.NOTE, text, remedy="If the reason is not plain, look at `dmesg`.")
+        found.extend(check.run(scope))
+    except Exception as err:  # noqa: BLE001 - whatever it is, on a bad day the other checks are wanted
+        words = str(err) if isinstance(err, Error | OSError) else f"{type(err).__name__}: {err}"
+        remedy = "If the reason is not plain, look at `dmesg`."
+        found.append(Finding(Level.NOTE, f"could not be looked at: {words}", remedy=remedy))

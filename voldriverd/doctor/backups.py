@@ -1,20 +1,22 @@
 """How old the newest backup of each volume is."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from pathlib import Path
 from typing import Final
 
 from voldriverd import names
-from voldriverd.doctor.finding import Check, Finding, Level, Trouble, fine, some, told
-from voldriverd.doctor.known import Known, KnownBackups
+from voldriverd.doctor.finding import Check, Finding, Level, Trouble, fine, or_fine, some, told
+from voldriverd.doctor.known import Known, KnownBackups, KnownTarget
 from voldriverd.doctor.scope import Scope
 
 OLD: Final = timedelta(days=7)
 """Whoever makes backups at all makes one a week."""
 _NEW: Final = timedelta(days=1)
 """A volume younger than this may still wait for its first one."""
+_FILE: Final = "file://"
 _ANONYMOUS: Final = re.compile(r"[0-9a-f]{64}")
 
 NO_TARGET: Final = Trouble(
@@ -41,6 +43,16 @@ FAILED: Final = Trouble(
     "Older ones are whole and can be restored.",
     "The reason stands beside it; `voldriver backup ls` and `voldriver target ls` tell more.",
 )
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """One target."""
+
+    known: KnownTarget
+    path: Path | None
+    """Its directory, if it is one and no daemon tells about it."""
+    is_there: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,10 +93,61 @@ def judge(volumes: list[Backed], *, target_count: int, now: datetime) -> Iterato
 
 def _backups(scope: Scope) -> Iterator[Finding]:
     assert scope.known is not None
-    yield from judge(_look(scope.known), target_count=scope.known.target_count, now=scope.now)
+    yield from judge(_look(scope.known), target_count=len(scope.known.targets), now=scope.now)
+
+
+# Targets
+
+UNREACHABLE: Final = Trouble(
+    Level.WARNING,
+    "the daemon could not use a target when it last tried",
+    "No backup goes there and none comes back, until it can.",
+    "The reason stands beside it; `voldriver backup scan {name}` tries again.",
+)
+GONE: Final = Trouble(
+    Level.WARNING,
+    "the directory of a target is not there, and no daemon runs that could tell more",
+    "Its disk or share is not mounted: no backup goes there and none comes back.",
+    "Mount it: {path}",
+)
+
+
+def _look_targets(known: Known) -> Iterator[Target]:
+    for each in known.targets:
+        path = None if known.is_served or not each.url.startswith(_FILE) else Path(each.url.removeprefix(_FILE))
+        yield Target(each, path, is_there=path is None or path.is_dir())
+
+
+def judge_targets(targets: Iterable[Target]) -> Iterator[Finding]:
+    """Judge each target."""
+
+    def troubles() -> Iterator[Finding]:
+        for each in targets:
+            known = each.known
+            if known.fault is not None:
+                yield told(UNREACHABLE, f"{known.name}: {known.fault}", name=known.name)
+            if not each.is_there:
+                yield told(GONE, f"{known.name}: {each.path} is not there", path=each.path)
+
+    yield from or_fine(troubles(), "none is known to be out of reach")
+
+
+def _targets(scope: Scope) -> Iterator[Finding]:
+    assert scope.known is not None
+    yield from judge_targets(_look_targets(scope.known))
 
 
 CHECKS: Final = (
+    Check(
+        "targets",
+        "Backups",
+        "whether the targets of backups can be reached, as far as the daemon tells; their directories if there is none",
+        _targets,
+        (UNREACHABLE, GONE),
+        needs_root=True,
+        is_remote=True,
+        needs_known=True,
+    ),
     Check(
         "backups",
         "Backups",

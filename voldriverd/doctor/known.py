@@ -1,6 +1,6 @@
 """What the daemon, or the database of one that is dead, knows: the same words whoever tells."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -55,6 +55,16 @@ class KnownBackups:
 
 
 @dataclass(frozen=True, slots=True)
+class KnownTarget:
+    """Where backups go."""
+
+    name: str
+    url: str
+    fault: str | None = None
+    """Why the daemon could not use it last; None: it could, or was not asked."""
+
+
+@dataclass(frozen=True, slots=True)
 class Known:
     """All that is known."""
 
@@ -62,7 +72,7 @@ class Known:
     """Whether a daemon told, or its database."""
     pools: tuple[KnownPool, ...]
     volumes: tuple[KnownVolume, ...]
-    target_count: int
+    targets: tuple[KnownTarget, ...]
     backups: Mapping[int, KnownBackups] = field(default_factory=dict)
     """By volume."""
     newest_at: datetime | None = None
@@ -80,19 +90,20 @@ class Known:
         """Return the pool of a name."""
         return next((pool for pool in self.pools if pool.name == name), None)
 
-    def is_foreign(self, key: str) -> bool:
-        """Tell whether a key is certainly none of ours.
+    def foreign(self, keys: Iterable[str]) -> set[str]:
+        """Return the keys that are certainly none of ours.
 
         A daemon that serves may have made a volume since it told, which then has a higher number than all that it told
         of; and it tells nothing of the trees of snapshots and backups.
         """
         if self.trees is not None:
-            return key not in self.trees
-        number = key[1:].partition(".")[0]
+            return set(keys) - self.trees.keys()
         ids = {volume.id for volume in self.volumes}
-        if not key.startswith(VOLUME_LETTER) or not number.isdecimal():
-            return False
-        return int(number) not in ids and int(number) < max(ids, default=0)
+        newest = max(ids, default=0)
+        numbers = {key: key[1:].partition(".")[0] for key in keys if key.startswith(VOLUME_LETTER)}
+        return {
+            key for key, text in numbers.items() if text.isdecimal() and int(text) < newest and int(text) not in ids
+        }
 
 
 def backups_of(rows: list[tuple[int, BackupState, datetime, str | None]]) -> dict[int, KnownBackups]:
@@ -117,7 +128,7 @@ def from_contents(contents: look.Contents) -> Known:
             KnownVolume(each.id, each.name, names[each.pool_id], each.key, each.is_live, each.created_at)
             for each in contents.volumes
         ),
-        target_count=contents.target_count,
+        targets=tuple(KnownTarget(name, url) for name, url in contents.targets),
         backups=backups_of([(each.volume_id, each.state, each.created_at, each.message) for each in contents.backups]),
         newest_at=contents.newest_at,
         trees={key: names[pool_id] for key, pool_id in contents.trees.items()},

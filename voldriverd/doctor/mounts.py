@@ -80,13 +80,15 @@ def _look(scope: Scope) -> Iterator[Mounted]:
         if path.is_relative_to(root) and path not in {root, root / "embedded"}:
             own[entry.mount_point] = entry
             counts[entry.mount_point] += 1
+    keys = {Path(text).name for text in own}
+    foreign = set[str]() if scope.known is None else scope.known.foreign(keys)
     for text, entry in own.items():
         path, is_alive = Path(text), scope.daemon_pid is not None
         is_tree = path.parent == points and not path.name.startswith(".")
         if not is_tree:
             yield Mounted(path, is_aside=True, fault=_fault(path), layers=counts[text], is_served=is_alive)
             continue
-        is_foreign = scope.known is not None and scope.known.is_foreign(path.name)
+        is_foreign = path.name in foreign
         users = mount.elsewhere(entry.device, entry.root, own=path) if is_foreign else []
         yield Mounted(
             path,

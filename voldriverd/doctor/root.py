@@ -8,7 +8,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Final
 
-from voldriverd import embedded, store
+from voldriverd import embedded, names, store
 from voldriverd.doctor import scope as scopes
 from voldriverd.doctor.finding import Act, Check, Finding, Fix, Level, Trouble, or_fine, told
 from voldriverd.doctor.known import Known
@@ -90,7 +90,7 @@ NO_LINK: Final = Trouble(
 )
 STALE_LINK: Final = Trouble(
     Level.NOTE,
-    "a link has the name of no volume",
+    "no daemon runs, and a link has the name of no volume",
     "It leads nowhere, or to a volume in the trash.",
     "`voldriver doctor --fix`, or remove it.",
 )
@@ -106,7 +106,7 @@ class Links:
     wanted: Mapping[str, str | None]
     """None: where it should lead is not known."""
     has_database: bool
-    """Whether names that are not wanted are certainly stale."""
+    """Whether names that are not wanted are certainly stale: a daemon that serves takes a second to remove a link."""
 
 
 def _look_links(scope: Scope, known: Known) -> Links:
@@ -118,7 +118,10 @@ def _look_links(scope: Scope, known: Known) -> Links:
             there[name] = os.readlink(path)
     since = scope.now - _BEHIND if known.is_served else scope.now + _BEHIND
     live = [each for each in known.volumes if each.is_live and (each.name in there or each.created_at < since)]
-    wanted = {each.name: None if each.key is None else f"../mounts/{each.key}" for each in live}
+    wanted = {
+        names.volume_name(each.name): None if each.key is None else f"../mounts/{names.volume_name(each.key)}"
+        for each in live  # neither name nor key leads out of its directory, whoever told
+    }
     return Links(directory, there, wanted, has_database=not known.is_served)
 
 
@@ -133,8 +136,8 @@ def judge_links(links: Links) -> Iterator[Finding]:
             fix = None if leads is None else Fix(Act.LINK, str(links.directory / name), leads)
             text = "has no link" if found is None else f"has a link that leads to {found} and not to {leads}"
             yield told(NO_LINK, f"volume {name} {text}", fix=fix)
-        for name in sorted(links.there.keys() - links.wanted.keys()):
-            fix = Fix(Act.UNLINK, str(links.directory / name)) if links.has_database else None
+        for name in sorted(links.there.keys() - links.wanted.keys()) if links.has_database else ():
+            fix = Fix(Act.UNLINK, str(links.directory / name))
             yield told(STALE_LINK, f"{links.directory / name} is the name of no volume", fix=fix)
 
     yield from or_fine(troubles(), f"{len(links.wanted)} volumes have theirs")
@@ -142,7 +145,8 @@ def judge_links(links: Links) -> Iterator[Finding]:
 
 def _links(scope: Scope) -> Iterator[Finding]:
     assert scope.known is not None
-    yield from judge_links(_look_links(scope, scope.known))
+    known = scopes.with_keys(scope.known, scope.places) if scope.known.is_served else scope.known
+    yield from judge_links(_look_links(scope, known))
 
 
 CHECKS: Final = (

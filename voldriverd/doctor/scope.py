@@ -1,6 +1,7 @@
 """What is looked at, and what was found out before the first check: configuration, daemon, database, places."""
 
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from enum import StrEnum
@@ -74,9 +75,7 @@ def explore(config: Config, *, now: datetime, served: Known | None, api_fault: s
     pid = lock_holder(root / "lock")
     where = places(config)
     state, fault, found = DatabaseState.SERVED, None, served
-    if served is not None and is_root:
-        found = _with_keys(served, where)
-    elif served is None and pid is None and is_root:
+    if served is None and pid is None and is_root:
         state, fault, found = _read(root / store.FILE_NAME)
     return Scope(
         config=config,
@@ -136,7 +135,7 @@ def on_disk(pool: Path) -> set[str] | None:
     return {name for name in os.listdir(trees) if not name.startswith(".")}
 
 
-def _with_keys(served: Known, where: list[Place]) -> Known:
+def with_keys(served: Known, where: Iterable[Place]) -> Known:
     """Add the keys that the API does not tell (of volumes that are not mounted), where the disk leaves no doubt."""
     found: dict[tuple[str, str], list[str]] = {}
     for place in where:

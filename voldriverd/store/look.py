@@ -4,6 +4,7 @@ It is read from a copy, with its journal: a connection to the original, even one
 the journal beside it (SQLite 3.40).
 """
 
+import os
 import shutil
 import sqlite3
 import tempfile
@@ -19,6 +20,9 @@ from voldriverd.driver import Key
 from voldriverd.errors import Unusable
 from voldriverd.store import check, connection, schema
 
+_OTHER_PLACES: Final = ("/run", "/dev/shm")  # noqa: S108 - what is made there is a directory for us alone
+_INDEX_BYTES: Final = 1 << 20
+"""What SQLite makes beside it while it reads."""
 _WITH_BACKUPS: Final = 2
 """The first version that has them."""
 _TIMES: Final = {
@@ -72,27 +76,36 @@ class Contents:
     """The trees that are known to survive power loss."""
     backups: tuple[Backup, ...]
     """Without tombstones, in the order of ids."""
-    target_count: int
+    targets: tuple[tuple[str, str], ...]
+    """Name and URL of each that is live."""
     newest_at: datetime | None
     """The latest time that any row tells of; None: there are no rows."""
 
 
 def look(path: Path) -> Contents:
     """Return what a database holds. Nobody may write to it meanwhile. Raises Damaged, Newer, Unusable and OSError."""
-    with tempfile.TemporaryDirectory(prefix="voldriver-look-") as place:
+    parts = [part for part in (path, path.with_name(f"{path.name}-wal")) if part.exists()]
+    needed_bytes = sum(part.stat().st_size for part in parts)
+    with tempfile.TemporaryDirectory(prefix="voldriver-look-", dir=_roomy(needed_bytes)) as place:
         copy = Path(place) / path.name
-        shutil.copyfile(path, copy)
-        journal = path.with_name(f"{path.name}-wal")
-        if journal.exists():
-            shutil.copyfile(journal, copy.with_name(journal.name))
+        for part in parts:
+            shutil.copyfile(part, copy.with_name(part.name))
         try:
             damage = check.fault(copy)
             if damage is not None:
                 raise Damaged(f"cannot read database {path}: it is damaged ({damage})")
             with closing(connection.connect_to_read(copy)) as database:
                 return _read(database, path)
-        except sqlite3.Error as err:
+        except (sqlite3.Error, ValueError, TypeError) as err:  # the latter two: a value that no version wrote
             raise Unusable(f"cannot read database {path}: {err}") from err
+
+
+def _roomy(needed_bytes: int) -> str | None:
+    """Return a directory with so much free, for on a bad day the usual one may be full; None: the usual one."""
+    for place in (tempfile.gettempdir(), *_OTHER_PLACES):
+        if os.access(place, os.W_OK) and shutil.disk_usage(place).free > needed_bytes + _INDEX_BYTES:
+            return place
+    return None
 
 
 def _read(database: sqlite3.Connection, path: Path) -> Contents:
@@ -101,7 +114,7 @@ def _read(database: sqlite3.Connection, path: Path) -> Contents:
         raise Newer(f"cannot read database {path}: it has version {version}, this program knows {schema.VERSION}")
     pools = database.execute("SELECT id, uuid, name, driver, path FROM pools ORDER BY id").fetchall() if version else ()
     has_backups = version >= _WITH_BACKUPS
-    live_targets = "SELECT count(*) FROM targets WHERE removed_at IS NULL"
+    live_targets = "SELECT name, url FROM targets WHERE removed_at IS NULL ORDER BY id"
     return Contents(
         version=version,
         pools=tuple(model.Pool(model.PoolId(row[0]), *row[1:]) for row in pools),
@@ -111,7 +124,7 @@ def _read(database: sqlite3.Connection, path: Path) -> Contents:
         if version
         else frozenset(),
         backups=tuple(_backups(database)) if has_backups else (),
-        target_count=database.execute(live_targets).fetchone()[0] if has_backups else 0,
+        targets=tuple(database.execute(live_targets)) if has_backups else (),
         newest_at=_newest(database, has_backups=has_backups) if version else None,
     )
 

@@ -90,9 +90,10 @@ class Watcher:
         self._devices = found.devices | found.volumes
         for turn in found.turns:
             level = logging.INFO if turn.health is model.Health.AVAILABLE else logging.WARNING
-            _log.log(level, "verb=health %s health=%s result=%s", turn.what, turn.health, turn.text or "ok")
+            line = f"verb=health {turn.kind}=%s health=%s result=%s"
+            _log.log(level, line, turn.name, turn.health.value, turn.text or "ok")
         for pool, text in found.resized:
-            _log.info("verb=health pool=%s health=%s result=%s", pool.row.name, pool.health, text)
+            _log.info("verb=health pool=%s health=%s result=%s", pool.row.name, pool.health.value, text)
             runner.as_cause("resize", self._engine.pools.tell, pool)
 
     def _rest(self, listener: uevent.Listener | None, rest_s: float) -> None:
@@ -116,7 +117,8 @@ def _listener() -> uevent.Listener | None:
         return uevent.Listener()
     except OSError as err:
         _log.warning(
-            "verb=health result=no events of devices can be had here (%s): looking every %.0f s", err.strerror, LOOK_S
+            "verb=health result=%s",
+            f"no events of devices can be had here ({err.strerror}): looking every {LOOK_S:.0f} s",
         )
         return None
 

@@ -1,19 +1,20 @@
 """How pools and mounted volumes fare, as the kernel tells it: their file systems, and the devices below them.
 
-A pool is looked at where its root lies. Of volumes only those have an own look that are mounted from a loop device of
-their own; the others fare as their pool does. What is found stands in the pools and in `engine.ailments`, which tell
-who watches when the kinds of trouble are others than before.
+A pool is looked at where its root lies. Of volumes only those have an own look that are mounted, held or not, from a
+loop device of their own; the others fare as their pool does. What is found stands in the pools and in
+`engine.ailments`, which tell who watches when the kinds of trouble are others than before.
 """
 
 import errno
 import os
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
 
 from voldriverd import model
+from voldriverd.driver import Key
 from voldriverd.engine import pools
 from voldriverd.engine.context import Engine
 from voldriverd.kernel import block, counters, loop, mount
@@ -32,8 +33,9 @@ _FAILS: Final = frozenset({errno.EIO, errno.EUCLEAN, errno.ESTALE, errno.ENOTCON
 class Turn:
     """Somebody who fares otherwise than before."""
 
-    what: str
-    """`pool=fast` or `volume=db`"""
+    kind: str
+    """`pool` or `volume`"""
+    name: str
     health: model.Health
     text: str | None
     """What is wrong; None: nothing any more."""
@@ -73,6 +75,8 @@ class Looks:
     def __init__(self, engine: Engine) -> None:
         """Know of no device yet."""
         self._engine = engine
+        self._fared: dict[str, tuple[model.Health, set[Trouble]]] = {}
+        """What was told last of each pool."""
         self._sizes: _Sizes = {}
         """The largest and the last size of each device; forgotten with its mount."""
 
@@ -88,40 +92,48 @@ class Looks:
         for pool_id, mount_id in ids.items():
             if mount_id in mounted:  # else it was unmounted just now
                 self._look_at_pool(places[pool_id], mounted[mount_id], before, found)
+        found.turns.extend(self._turned())
         self._look_at_volumes({entry.mount_point: entry for entry in entries}, before, found)
         return found
 
     def _look_at_pool(self, pool: pools.Pool, entry: mount.Entry, before: _Sizes, found: Found) -> None:
-        what = f"pool={pool.row.name}"
         seen = _looked_at(entry, pool.row.path)
         if seen is None:
             return
-        shrunk, others = self._measure(what, entry, seen, before)
+        shrunk, others = self._measure(f"pool={pool.row.name}", entry, seen, before)
         found.devices.update(seen.numbers)
         found.resized.extend((pool, text) for text in others)
-        if self._engine.pools.note(pool, (*seen.ailments, *shrunk), seen.counts):
-            found.turns.append(Turn(what, pool.health, pool.trouble))
+        self._engine.pools.note(pool, (*seen.ailments, *shrunk), seen.counts)
+
+    def _turned(self) -> Iterator[Turn]:
+        """Yield the pools that fare otherwise than was told last, whoever found that."""
+        for pool in self._engine.pools:
+            fares = (pool.health, {ailment.trouble for ailment in pool.ailments})
+            if pool.spec is not None and fares != self._fared.get(pool.row.name, (model.Health.AVAILABLE, set())):
+                self._fared[pool.row.name] = fares
+                yield Turn("pool", pool.row.name, pool.health, pool.trouble)
 
     def _look_at_volumes(self, shown: Mapping[str, mount.Entry], before: _Sizes, found: Found) -> None:
         store, ailing = self._engine.store, {}
         place = os.path.realpath(self._engine.mounts)  # as the mount table has it
-        for volume_id in {held.volume_id for held in store.all_mounts()}:
-            volume = store.volume(volume_id)
-            entry = None if volume is None else shown.get(f"{place}/{volume.key}")
-            if volume is None or entry is None or entry.device in found.devices:  # the device is that of its pool
+        ours = {point: entry for point, entry in shown.items() if os.path.dirname(point) == place}
+        volumes = {volume.key: volume for volume in store.volumes()} if ours else {}
+        for point, entry in ours.items():
+            volume = volumes.get(Key(os.path.basename(point)))
+            if volume is None or entry.device in found.devices:  # a snapshot, or the device is that of the pool
                 continue
-            seen = _looked_at(entry, entry.mount_point)
+            seen = _looked_at(replace(entry, options=""), point)  # a read-only look at a volume is no trouble of its
             if seen is None:
                 continue
             shrunk, _ = self._measure(f"volume={volume.name}", entry, seen, before)
             found.volumes.update(seen.numbers)
             if seen.ailments or shrunk:
-                ailing[volume_id] = (*seen.ailments, *shrunk)
+                ailing[volume.id] = (*seen.ailments, *shrunk)
         for volume_id in self._engine.ailments.put(ailing):
             volume = store.volume(volume_id)
             if volume is not None:
                 ailments = ailing.get(volume_id, ())
-                found.turns.append(Turn(f"volume={volume.name}", model.health_of(ailments), model.told(ailments)))
+                found.turns.append(Turn("volume", volume.name, model.health_of(ailments), model.told(ailments)))
 
     def _measure(self, what: str, entry: mount.Entry, seen: _Seen, before: _Sizes) -> tuple[list[Ailment], list[str]]:
         """Compare devices with what they were; return what shrank, and what else is of another size than before."""

@@ -118,13 +118,12 @@ class Pools:
         """
         self._listeners.append(listener)
 
-    def note(self, pool: Pool, ailments: tuple[model.Ailment, ...], counts: tuple[counters.Count, ...]) -> bool:
-        """Keep what ails a pool, and tell it where the kinds of trouble are others; tells whether they are."""
+    def note(self, pool: Pool, ailments: tuple[model.Ailment, ...], counts: tuple[counters.Count, ...]) -> None:
+        """Keep what ails a pool, and tell the listeners where the kinds of trouble are others than before."""
         has_turned = {each.trouble for each in pool.ailments} != {each.trouble for each in ailments}
         pool.ailments, pool.counts = ailments, counts
         if has_turned:
             self.tell(pool)
-        return has_turned
 
     def tell(self, pool: Pool) -> None:
         """Call the listeners with a pool."""
@@ -258,7 +257,7 @@ class Pools:
         """Take a pool out of service that is not at its path any more: an empty directory must not be taken for it."""
         if pool.driver is None or _identity(Path(pool.row.path)) == pool.identity:
             return
-        pool.reason = f"{pool.row.path} was unmounted, or something else was mounted there"
+        pool.reason = _why_gone(Path(pool.row.path))
         pool.driver = None
         self.tell(pool)
 
@@ -280,6 +279,16 @@ def _identity(path: Path) -> tuple[int, int] | None:
     except OSError:  # it went away
         return None
     return status.st_dev, status.st_ino
+
+
+def _why_gone(path: Path) -> str:
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    except OSError as err:  # a file system that was shut down (xfs), or a server that died
+        return f"{path} fails: {err.strerror}"
+    return f"{path} was unmounted, or something else was mounted there"
 
 
 def _read_marker(path: Path) -> dict[str, str] | None:

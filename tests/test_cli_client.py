@@ -60,12 +60,16 @@ def test_help_lists_what_there_is_and_nothing_that_comes_later() -> None:
     result = CliRunner().invoke(client.main, ["--help"], prog_name="voldriver")
     assert result.exit_code == 0
     commands = [line.split()[0] for line in result.output.partition("Commands:\n")[2].splitlines() if line.strip()]
-    assert commands == ["apikey", "backup", "doctor", "events", "info", "pool", "snapshot", "target", "trash", "volume"]
+    assert commands == [
+        *("apikey", "backup", "doctor", "events", "export", "import", "info"),
+        *("pool", "snapshot", "target", "trash", "volume"),
+    ]
 
 
 COMMANDS = {
     "volume": "clone create inspect ls mount path purge resize restore rm set unmount",
     "snapshot": "create diff get ls revert rm",
+    "import": "buttervolume directory docker tar",
     "pool": "grow ls",
     "trash": "ls",
     "apikey": "create ls rm",

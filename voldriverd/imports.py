@@ -6,9 +6,8 @@ listed among the jobs, under the volume's id, until it has ended. Unlike a resto
 
 import asyncio
 import functools
-import logging
 import time
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Final, TypeVar
@@ -23,7 +22,6 @@ from voldriverd.model import VolumeState
 from voldriverd.runner import Runner, as_cause
 from voldriverd.threads import Threads
 
-_log = logging.getLogger(__name__)
 _T = TypeVar("_T")
 
 AT_ONCE: Final = 4
@@ -73,15 +71,22 @@ class Imports:
         return await self._threads.stop(within_s=max(0.0, within_s - (time.monotonic() - begun_s)))
 
     async def directory(
-        self, request: creation.Request, path: str, earlier: Sequence[adoption.Earlier], *, answer_s: float
+        self,
+        request: creation.Request,
+        path: str,
+        *,
+        earlier: Sequence[adoption.Earlier] = (),
+        is_instant: bool = False,
+        answer_s: float,
     ) -> model.Volume:
         """Make a volume of a directory of this host, and of others its snapshots.
 
-        After `answer_s` seconds it is returned in its transitioning state, and goes on. What fails leaves no volume.
+        `is_instant`: all must be taken over as they are at one instant. After `answer_s` seconds the volume is returned
+        in its transitioning state, and it goes on. What fails leaves no volume.
         """
 
         def bring(begun: adoption.Begun, job: Job) -> adoption.Arrived:
-            return adoption.bring_directory(self._engine, begun, path, job)
+            return adoption.bring_directory(self._engine, begun, path, job, is_instant=is_instant)
 
         return await self._runner.answered(
             lambda began: self._create(request, bring, path, began, earlier), _shown_row, answer_s=answer_s
@@ -123,14 +128,23 @@ class Imports:
             async with self._locks.hold(("name", request.name), "import", what=what, wait_s=WAIT_S):
                 begun = await self._relieved(volume_id, what, begin)
             began(begun.volume)
-            with _logged(begun.volume, source, job):
-                try:
-                    arrived = await self._in_turn(job, functools.partial(bring, begun, job))
-                    finish = functools.partial(adoption.finish, self._engine, begun, arrived, source)
-                    return await self._locked(volume_id, what, finish)
-                except Exception:  # whatever it was: half a volume must not stay
-                    await self._locked(volume_id, what, functools.partial(adoption.give_up, self._engine, begun))
-                    raise
+
+            def facts() -> Mapping[str, object]:
+                pool = self._engine.pools.get(begun.volume.pool_id).row.name
+                known = {"volume": request.name, "pool": pool, "driver": begun.volume.driver, "source": source}
+                return {**known, "content_bytes": job.done_bytes}
+
+            return await self._runner.timed("import", facts, self._bring(begun, bring, source, job))
+
+    async def _bring(self, begun: adoption.Begun, bring: Bring, source: str, job: Job) -> model.Volume:
+        try:
+            arrived = await self._in_turn(job, functools.partial(bring, begun, job))
+            finish = functools.partial(adoption.finish, self._engine, begun, arrived, source)
+            return await self._locked(begun.volume.id, begun.what, finish)
+        except Exception:  # whatever it was: half a volume must not stay
+            give_up = functools.partial(adoption.give_up, self._engine, begun)
+            await self._locked(begun.volume.id, begun.what, give_up)
+            raise
 
     @contextmanager
     def _going(self, volume_id: model.VolumeId) -> Iterator[Job]:
@@ -168,22 +182,6 @@ class Imports:
     async def _locked(self, volume_id: model.VolumeId, what: str, work: Callable[[], _T]) -> _T:
         async with self._locks.hold(volume_id, _VERB, what=what, wait_s=END_WAIT_S):
             return await self._runner.run(_VERB, work)
-
-
-@contextmanager
-def _logged(volume: model.Volume, source: str, job: Job) -> Iterator[None]:
-    """Log one line at the end of an import, whatever it comes to."""
-    begun_s = time.monotonic()
-    result: object = "ok"
-    try:
-        yield
-    except BaseException as err:
-        result = err
-        raise
-    finally:
-        took_ms = (time.monotonic() - begun_s) * 1e3
-        template = "verb=import volume=%s source=%s bytes=%d duration_ms=%.1f result=%s"
-        _log.info(template, volume.name, source, job.done_bytes, took_ms, result)
 
 
 def _until(content: Iterator[bytes], job: Job) -> Iterator[bytes]:

@@ -15,7 +15,12 @@ from voldriverd.cli.connection import Connection, place_of
 from voldriverd.cli.session import Session
 from voldriverd.errors import Error
 
-_GROUPS: Final = ("apikey", "backup", "doctor", "events", "info", "pool", "snapshot", "target", "trash", "volume")
+_GROUPS: Final = (
+    *("apikey", "backup", "doctor", "events", "export", "import", "info"),
+    *("pool", "snapshot", "target", "trash", "volume"),
+)
+_MODULES: Final = {"import": "adopt"}
+"""Of a group whose name no module can have."""
 
 
 class _Program(click.Group):
@@ -31,7 +36,7 @@ class _Program(click.Group):
         del ctx
         if cmd_name not in _GROUPS:
             return None
-        found: click.Command = importlib.import_module(f"voldriverd.cli.{cmd_name}").group
+        found: click.Command = importlib.import_module(f"voldriverd.cli.{_MODULES.get(cmd_name, cmd_name)}").group
         return found
 
     def invoke(self, ctx: click.Context) -> Any:

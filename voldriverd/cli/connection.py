@@ -6,10 +6,11 @@ Errors of the API are resources of type `error`; each becomes one of our kinds b
 import http.client
 import json
 import os
+import select
 import socket
 import ssl
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -22,6 +23,8 @@ Resource = dict[str, Any]
 DEFAULT_SOCKET: Final = Path("/run/voldriver/api.sock")
 TIMEOUT_S: Final = 150.0
 """A mount may wait 100 s for a busy volume; every other answer is a matter of seconds."""
+UPLOAD_TIMEOUT_S: Final = 3_600.0
+"""What is sent may have to wait for others, and is on the disk when it is answered."""
 _PAGE: Final = 1_000
 _PIECE_BYTES: Final = 64 << 10
 _KINDS: Final[Mapping[str, type[Error]]] = {
@@ -121,14 +124,40 @@ class Connection:
             query["marker"] = f"m{len(found)}"
 
     @contextmanager
-    def stream(self, where: str, *, headers: Mapping[str, str] | None = None, **query: str) -> Iterator["Streamed"]:
-        """Give a long answer to read."""
+    def stream(
+        self, where: str, *, headers: Mapping[str, str] | None = None, timeout_s: float | None = None, **query: str
+    ) -> Iterator["Streamed"]:
+        """Give a long answer to read; it may be `timeout_s` seconds until it begins."""
+        if timeout_s is not None:
+            self.close()
+            self._http.timeout = timeout_s
         text = urlencode(query, errors="surrogateescape")
         response = self._send("GET", f"{where}?{text}" if text else where, headers=headers)
         try:
             if response.headers.get_content_type() == "application/json":
                 self._parse(response)
             yield Streamed(response, f"voldriverd at {self._place}")
+        finally:
+            self.close()
+
+    def upload(
+        self, path: str, pieces: Iterable[bytes], *, content_type: str, size_bytes: int | None, query: Mapping[str, str]
+    ) -> Resource:
+        """Send a body while it is read; `size_bytes` None: nobody knows how long it is. May take UPLOAD_TIMEOUT_S."""
+        headers = {**self._headers, "Content-Type": content_type}
+        headers |= {"Transfer-Encoding": "chunked"} if size_bytes is None else {"Content-Length": str(size_bytes)}
+        with self._told():
+            self._http.timeout = UPLOAD_TIMEOUT_S
+            self._http.connect()
+            self._http.putrequest("POST", f"{self._base}/{path}?{urlencode(query, errors='surrogateescape')}")
+            for name, value in headers.items():
+                self._http.putheader(name, value)
+            self._http.endheaders()
+            with suppress(BrokenPipeError, ConnectionResetError):  # it has answered before the end, and says why
+                _send_pieces(self._http, pieces, is_chunked=size_bytes is None)
+            response = self._http.getresponse()
+        try:
+            return self._parse(response)
         finally:
             self.close()
 
@@ -144,9 +173,16 @@ class Connection:
         headers: Mapping[str, str] | None = None,
     ) -> http.client.HTTPResponse:
         content = None if fields is None else json.dumps(fields).encode()
-        try:
-            self._http.request(method, f"{self._base}/{path}", content, {**self._headers, **(headers or {})})
+        own = {} if fields is None else {"Content-Type": "application/json"}
+        with self._told():
+            self._http.request(method, f"{self._base}/{path}", content, {**self._headers, **own, **(headers or {})})
             return self._http.getresponse()
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        """Tell what goes wrong between us and the daemon. Raises Unusable."""
+        try:
+            yield
         except TimeoutError as err:
             self.close()
             raise Unusable(f"cannot wait any longer for voldriverd at {self._place}: it does not answer") from err
@@ -201,6 +237,16 @@ class Streamed:
             yield begun
 
 
+def _send_pieces(connection: http.client.HTTPConnection, pieces: Iterable[bytes], *, is_chunked: bool) -> None:
+    """Send a body, up to its end or to the answer that comes before."""
+    for piece in pieces:
+        if select.select([connection.sock], [], [], 0)[0]:
+            return
+        connection.send(b"%x\r\n%b\r\n" % (len(piece), piece) if is_chunked else piece)
+    if is_chunked:
+        connection.send(b"0\r\n\r\n")
+
+
 class _Unix(http.client.HTTPConnection):
     """HTTP over a unix socket."""
 
@@ -217,6 +263,11 @@ class _Unix(http.client.HTTPConnection):
         except OSError:
             self.sock.close()
             raise
+
+
+def unix(path: Path, timeout_s: float) -> http.client.HTTPConnection:
+    """Return a connection to a socket that speaks HTTP; it connects at the first request."""
+    return _Unix(path, timeout_s)
 
 
 def _environment(name: str) -> str | None:

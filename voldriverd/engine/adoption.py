@@ -124,8 +124,10 @@ def bring_archive(
         return _arrived(begun, driver, work, notes)
 
 
-def bring_directory(engine: Engine, begun: Begun, path: str, work: supplies.Work) -> Arrived:
-    """Make the tree of what a directory holds, and those of the snapshots.
+def bring_directory(
+    engine: Engine, begun: Begun, path: str, work: supplies.Work, *, is_instant: bool = False
+) -> Arrived:
+    """Make the tree of what a directory holds, and those of the snapshots; `is_instant`: by a snapshot, or not at all.
 
     Raises every kind: Unusable (no room, or it was written to meanwhile), Unsupported (what is to be a snapshot cannot
     be taken over as one), InUse (something is mounted in it, or `work` is ended); then the keys are absent.
@@ -134,17 +136,20 @@ def bring_directory(engine: Engine, begun: Begun, path: str, work: supplies.Work
     with supplies.told_as(begun.what, work), ExitStack() as stack:
         places = [stack.enter_context(opened(engine, each, begun.what)) for each in (path, *_paths(begun))]
         counted = _Counter(work)
-        notes = _bring(engine, begun, driver, places[0], counted)
-        for (snapshot, shown), place in zip(begun.snapshots, places[1:], strict=True):
-            adopted = driver.adopt(snapshot.tree, place, begun.options, read_only=True, advance=counted.advance)
+        if not is_instant:
+            notes = _bring(engine, begun, driver, places[0], counted)
+            return _arrived(begun, driver, work, notes)
+        trees = [(begun.volume.tree, path), *((snapshot.tree, each) for snapshot, each in begun.snapshots)]
+        for number, ((key, shown), place) in enumerate(zip(trees, places, strict=True)):
+            adopted = driver.adopt(key, place, begun.options, read_only=number > 0, advance=counted.advance)
             if adopted is not Adopted.INSTANT:
                 pool = engine.pools.get(begun.volume.pool_id).row
                 raise Unsupported(
-                    f"{begun.what}: {shown} cannot become a snapshot: it is no subvolume of the btrfs that pool "
-                    f"{pool.name} ({pool.path}) lies on; name a btrfs pool on its file system, or import directories "
-                    "one by one"
+                    f"{begun.what}: {shown} is no subvolume of the btrfs that pool {pool.name} ({pool.path}) lies on, "
+                    "so that no snapshot can be made of it; give -o pool= a btrfs pool on its file system, or import "
+                    "it as a directory"
                 )
-        return _arrived(begun, driver, work, notes)
+        return _arrived(begun, driver, work, ())
 
 
 def finish(engine: Engine, begun: Begun, arrived: Arrived, source: str) -> model.Volume:

@@ -55,7 +55,10 @@ async def create(service: Service, request: web.BaseRequest) -> Made:
         message = f"cannot import {path}: the process that asks does not see the same directory there as voldriverd"
         raise Problem(HTTPStatus.FORBIDDEN, message, field="path")
     wanted = await creations.request_of(service, _with_driver(service, given))
-    volume = await service.imports.directory(wanted, path, _earlier(fields), answer_s=API_ANSWER_S)
+    is_instant = fields.get("snapshotPaths") is not None
+    volume = await service.imports.directory(
+        wanted, path, earlier=_earlier(fields), is_instant=is_instant, answer_s=API_ANSWER_S
+    )
     status = HTTPStatus.ACCEPTED if volume.state is VolumeState.IMPORTING else HTTPStatus.CREATED
     return Made("volume", volume, status)
 

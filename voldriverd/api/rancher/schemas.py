@@ -405,7 +405,9 @@ INPUTS: Final = (
             "driverOpts": Field("map[string]", create=True),
             "labels": _own("map[string]", "free labels", create=True),
             "protected": _own("boolean", "whether its removal is refused", create=True, nullable=False),
-            "snapshotPaths": _own("map[string]", "of subvolumes of btrfs, by the names of its snapshots", create=True),
+            "snapshotPaths": _own(
+                "map[string]", "by the names of its snapshots; with it, all are taken over by snapshots", create=True
+            ),
             "snapshotTimes": _own("map[string]", "when they were made, by the same names", create=True),
         },
     ),

@@ -20,7 +20,8 @@ from tests.doctors import Patient, found, well
 from tests.running import Running, pools_config
 from tests.scratch import Scratch, loops_under
 from tests.world import until
-from voldriverd.doctor import scope
+from voldriverd.doctor import mend, scope
+from voldriverd.doctor.finding import Act, Finding, Fix, Level
 from voldriverd.engine import remembered
 from voldriverd.kernel import mount
 
@@ -692,6 +693,54 @@ def test_fix_gives_way_to_a_daemon_that_has_started_meanwhile(
         with pytest.raises(AssertionError, match="a daemon has started meanwhile"):
             patient.look("sockets", "--fix")
     assert dead_socket.exists()
+
+
+# What has changed between the look and the mending
+
+
+def mended(act: Act, path: Path, value: str = "") -> str:
+    ((_, result),) = mend.mend([Finding(Level.BAD, "", fix=Fix(act, str(path), value))])
+    return result
+
+
+def test_a_socket_that_came_alive_is_left(dead_socket: Path) -> None:
+    dead_socket.unlink()
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(dead_socket))
+        listener.listen()
+        assert mended(Act.REMOVE_SOCKET, dead_socket) == f"{dead_socket} is not dead any more; left as it is"
+    assert dead_socket.exists()
+
+
+@pytest.mark.usefixtures("patient")
+def test_a_loop_device_that_was_mounted_or_bound_anew_is_left(places: dict[str, Path]) -> None:
+    image = places["images"] / "trees" / "v2.1"
+    (name,) = [name for name, backing in loops_under(places["images"]).items() if backing == str(image)]
+    number = name.removeprefix("loop")
+    assert mended(Act.CLEAR_LOOP, image, number) == f"/dev/loop{number} is mounted now; left as it is"
+    with bound_aside(places) as device:
+        number = device.removeprefix("/dev/loop")
+        assert mended(Act.CLEAR_LOOP, image, number) == f"{device} is not of {image} any more; left as it is"
+        assert f"loop{number}" in loops_under(places["images"])
+
+
+def test_a_mount_that_came_into_use_or_has_gone_is_left(leaked_mount: Path, tmp_path: Path) -> None:
+    other = tmp_path / "container"
+    other.mkdir()
+    mount.bind(leaked_mount, other, read_only=False)
+    assert mended(Act.UNMOUNT, leaked_mount) == f"{leaked_mount} is used now; left as it is"
+    mount.unmount(other)
+    mount.unmount(leaked_mount)
+    assert mended(Act.UNMOUNT, leaked_mount) == f"{leaked_mount} is not mounted any more"
+
+
+def test_what_took_the_place_of_a_link_is_left(tmp_path: Path) -> None:
+    file, directory = tmp_path / "file", tmp_path / "directory"
+    file.touch()
+    directory.mkdir()
+    assert mended(Act.UNLINK, file) == f"{file} is no link any more; left as it is"
+    assert mended(Act.LINK, directory, "x") == f"make link {directory}: is a directory; left as it is"
+    assert sorted(tmp_path.iterdir()) == [directory, file]
 
 
 def test_it_is_quick(patient: Patient) -> None:

@@ -5,7 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from voldriverd.doctor import CHECKS
+from voldriverd import sockets
+from voldriverd.cli import daemon
+from voldriverd.doctor import CHECKS, host, tools
+from voldriverd.doctor import sockets as doctors_sockets
 from voldriverd.doctor.finding import Check, Trouble
 
 TEXT = (Path(__file__).parent.parent / "docs" / "doctor.md").read_text()
@@ -40,6 +43,14 @@ def test_no_check_has_the_name_of_another_and_no_cell_breaks_its_table() -> None
     assert len({check.name for check in CHECKS}) == len(CHECKS)
     texts = [text for check in CHECKS for each in check.troubles for text in (each.when, each.meaning, each.remedy)]
     assert [text for text in texts if "|" in text or not text] == []
+
+
+def test_what_stands_in_two_places_is_the_same() -> None:
+    unit = (Path(__file__).parent.parent / "systemd" / "voldriverd.service").read_text()
+    given = set(" ".join(re.findall(r"^CapabilityBoundingSet=(.*)$", unit, re.MULTILINE)).split())
+    assert {name for name, _ in host.CAPABILITIES.values()} == given - {"CAP_NET_BIND_SERVICE"}
+    assert doctors_sockets.MODE == sockets._MODE
+    assert tools.SBIN == daemon._SBIN
 
 
 def test_every_act_of_fix_stands_in_the_document() -> None:

@@ -3,6 +3,7 @@
 dockerd runs inside. The capabilities are taken away one by one here too.
 """
 
+import json
 import os
 import random
 import signal
@@ -82,6 +83,21 @@ def test_it_is_there_before_docker_in_the_mounts_of_the_machine(machine: Machine
     assert modes == ["660 root docker", "660 root voldriver"]
     assert machine.show(SERVICE, "StatusText") == f"Serving {SOCKETS[0]} and {SOCKETS[1]}"
     assert machine.run("systemctl", "list-units", "--failed", "--plain", "--no-legend") == ""
+
+
+def test_the_journal_has_a_line_for_each_verb_with_its_fields(machine: Machine) -> None:
+    for verb in ("create", "rm"):
+        machine.run("docker", "volume", verb, *(("--driver=voldriver",) if verb == "create" else ()), "told")
+    asked = ("journalctl", "--unit=voldriverd.service", "--output=json", "VOLDRIVER_VOLUME=told")
+    until(lambda: machine.run(*asked).count("\n") == 1, "the journal to take both lines")
+    told = [json.loads(line) for line in machine.run(*asked).splitlines()]
+    assert [(each["VOLDRIVER_VERB"], each["VOLDRIVER_RESULT"], each["PRIORITY"]) for each in told] == [
+        ("create", "ok", "6"),
+        ("remove", "ok", "6"),
+    ]
+    assert [each["MESSAGE"] for each in told] == [
+        line for line in machine.log().splitlines() if " volume=told " in line
+    ]
 
 
 @pytest.mark.parametrize("driver", life.DRIVERS)

@@ -260,6 +260,40 @@ def test_what_has_a_name_after_power_loss_is_whole(scratch: Scratch, fs_type: st
         assert all(store.get(name, most=MIB) == backups.data(MIB, int(name[2:])) for name in there)
 
 
+@pytest.mark.root
+@pytest.mark.parametrize("fs_type", ["btrfs", "ext4", "xfs"])
+def test_what_another_wrote_and_was_listed_survives_power_loss_once_it_is_settled(
+    scratch: Scratch, fs_type: str
+) -> None:
+    place = scratch.make(fs_type)
+    with closing(connect(Place(f"file://{place}"))) as one, closing(connect(Place(f"file://{place}"))) as other:
+        one.put("a/b/theirs", b"1")
+        assert one.create("a/c/theirs too", b"2")
+        assert {entry.name for entry in other.list("a/")} == {"a/b/theirs", "a/c/theirs too"}
+        other.settle()
+    after = scratch.power_cut(place, of=scratch)
+    with closing(connect(Place(f"file://{after}"))) as store:
+        assert store.get("a/b/theirs", most=1) == b"1"
+        assert store.get("a/c/theirs too", most=1) == b"2"
+
+
+def test_where_directories_cannot_be_synced_the_file_system_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[Path] = []
+
+    def refuse(_: Path) -> None:
+        raise OSError(22, "invalid argument")
+
+    monkeypatch.setattr(directory.fs, "sync_directory", refuse)  # type: ignore[attr-defined]
+    monkeypatch.setattr(directory.fs, "sync_file_system", synced.append)  # type: ignore[attr-defined]
+    with closing(connect(Place(f"file://{tmp_path}"))) as store:
+        store.put("a/b", b"1")
+        store.settle()
+        assert set(synced) == {tmp_path}
+        synced.clear()
+        store.settle()
+        assert synced == []
+
+
 def test_a_share_that_is_away_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     answers = iter([OSError(116, "stale"), OSError(110, "timed out")])
     written = directory.fs.write_data  # type: ignore[attr-defined]

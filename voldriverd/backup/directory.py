@@ -9,6 +9,7 @@ import functools
 import os
 import secrets
 import stat
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
@@ -60,6 +61,9 @@ class DirectoryStore:
         self._place = place
         self._root = Path(where.path)
         self._retries = retries
+        self._lock = threading.Lock()
+        self._unsettled: set[str] = set()
+        """The folders in which names came, went or were listed."""
 
     def get(self, name: str, *, most: int) -> bytes:
         """Return an object, which is a file and nothing else."""
@@ -94,8 +98,6 @@ class DirectoryStore:
                 self._write(name, content, link)
             except FileExistsError:
                 return False
-            with self._folder(name) as folder:
-                fs.sync_directory(folder)
             return True
 
         return self._call("write", name, once)
@@ -118,15 +120,34 @@ class DirectoryStore:
             self._call("delete", name, functools.partial(self._delete, name))
 
     def settle(self) -> None:
-        """Write out the names; the data was written before it got them."""
-        self._call("write", "", lambda: fs.sync_file_system(self._root))
+        """Write out the names, and of the file system nothing else; the data was written before it got them."""
+        with self._lock:
+            folders = sorted(self._unsettled)
+        for folder in folders:
+            self._call("write", folder, functools.partial(self._settle, folder))
+        with self._lock:
+            self._unsettled.difference_update(folders)
 
     def close(self) -> None:
         """Nothing is held."""
 
+    def _settle(self, folder: str) -> None:
+        try:
+            with self._folder(f"{folder}/x") as place:
+                fs.sync_directory(place)
+        except OSError as err:
+            if err.errno != errno.EINVAL:
+                raise
+            fs.sync_file_system(self._root)  # what has no fsync of a directory, as CIFS
+
+    def _note(self, folder: str) -> None:
+        with self._lock:
+            self._unsettled.add(folder)
+
     def _delete(self, name: str) -> None:
         with suppress(FileNotFoundError), self._folder(name) as folder:
             (folder / Path(name).name).unlink()
+            self._note(str(Path(name).parent))
 
     def _write(self, name: str, content: bytes, move: Callable[[Path, Path], object]) -> None:
         try:
@@ -143,6 +164,7 @@ class DirectoryStore:
             try:
                 fs.write_data(part, content)
                 move(part, path)
+                self._note(str(Path(name).parent))
             except BaseException:
                 part.unlink(missing_ok=True)
                 raise
@@ -151,6 +173,7 @@ class DirectoryStore:
         for folder in reversed(Path(name).parents[:-1]):
             with self._folder(str(folder)) as above, suppress(FileExistsError):
                 (above / folder.name).mkdir(0o700)
+                self._note(str(folder.parent))
 
     @contextmanager
     def _folder(self, name: str) -> Iterator[Path]:
@@ -183,6 +206,7 @@ class DirectoryStore:
         """Return what is in a directory; one that is not there has nothing, and neither has a link."""
         try:
             with self._folder(f"{folder}/x" if folder else "x") as place, os.scandir(place) as found:
+                self._note(folder or ".")
                 return sorted(_looked_at(found), key=lambda each: each[0])
         except (FileNotFoundError, NotADirectoryError):
             return []

@@ -86,7 +86,7 @@ class Store(Protocol):
         ...
 
     def create(self, name: str, content: bytes) -> bool:
-        """Write an object durably, unless there is one; tells whether this call wrote it."""
+        """Write an object as `put`, unless there is one; tells whether this call wrote it."""
         ...
 
     def list(self, folder: str) -> Iterator[Entry]:

@@ -230,6 +230,7 @@ def _header(store: Store, place: Place, passphrase: Secret | None) -> sealing.He
         other = next(others, None)
         if other is None:
             store.create(HEADER, sealing.new(str(uuid.uuid4()), passphrase))
+            store.settle()
         elif other != HEADER and _read_header(store) is None:
             cause = f"it is no repository, and has something else in it ({other[:80]})"
             raise objects.fault("use", "", place, cause, Kind.OCCUPIED)

@@ -99,7 +99,8 @@ def write_data(path: Path, content: bytes, *, mode: int = 0o600) -> None:
             left = memoryview(content)
             while left:
                 left = left[file.write(left) :]
-        os.fdatasync(fd)
+        if content:
+            os.fdatasync(fd)
     finally:
         os.close(fd)
 

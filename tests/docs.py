@@ -21,7 +21,6 @@ CHECKOUT: Final = Path(__file__).resolve().parent.parent
 RUN: Final = frozenset({"sh", "console", "python"})
 """What a test has to run."""
 RUN_BY: Final = {
-    "CONTRIBUTING.md": "test_the_commands_of_contributors_exist",
     "README.md": "test_the_small_examples_are_right",
     "docs/api.md": "test_the_examples_of_the_api_answer_as_they_say",
     "docs/backups.md": "test_the_commands_do_what_they_say",

@@ -53,6 +53,9 @@ def test_docker_does_what_the_page_says(host: DocsHost) -> None:
 
 
 def test_the_small_examples_are_right(host: DocsHost) -> None:
+    host.configure("")
+    (check,) = [block for block in Page("docs/configuration.md").blocks if block.run_by]
+    assert 'trash_retention = "7d"' in host.must(check.text)
     host.begin()
     host.follow(Page("docs/concepts.md").steps())  # of a new host, so it is first
     host.follow(Page("docs/options.md").steps())
@@ -60,9 +63,3 @@ def test_the_small_examples_are_right(host: DocsHost) -> None:
     host.follow(Page("docs/driver-btrfs.md").steps())
     host.follow(Page("docs/driver-loop.md").steps())
     host.follow(Page("docs/driver-directory.md").steps())
-
-
-def test_the_configuration_is_printed(host: DocsHost) -> None:
-    host.configure("")
-    (block,) = [block for block in Page("docs/configuration.md").blocks if block.run_by]
-    assert 'trash_retention = "7d"' in host.must(block.text)

@@ -284,6 +284,41 @@ def test_a_try_that_fails_leaves_what_there_was(tmp_path: Path, monkeypatch: pyt
     assert place.linked("current") == env
 
 
+def test_what_a_killed_run_has_left_is_swept(tmp_path: Path) -> None:
+    install = the_script()
+    place = install.Place(tmp_path, Path("/usr/local"))
+    base = place.at(place.base)
+    for name in ("1", "2", "3", "4"):
+        (base / name / "files").mkdir(parents=True)
+    (base / "current.new").symlink_to("4")
+    place.link("previous", base / "2")
+    place.link("current", base / "3")
+    place.sweep()
+    assert sorted(path.name for path in base.iterdir() if path.name != "current.new") == [
+        "2",
+        "3",
+        "current",
+        "previous",
+    ]
+
+
+def test_what_a_version_no_longer_has_is_taken_away(tmp_path: Path) -> None:
+    install = the_script()
+    place = install.Place(tmp_path, Path("/usr/local"))
+    old, new = place.at(place.base) / "1", place.at(place.base) / "2"
+    for env, names in ((old, ("a", "b")), (new, ("b", "c"))):
+        for name in names:
+            path = env / "files/usr/local/share" / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(env.name)
+    install.switch(place, old, None)
+    install.switch(place, new, old)
+    assert {path.name: path.read_text() for path in (tmp_path / "usr/local/share").iterdir()} == {"b": "2", "c": "2"}
+    assert place.linked("current") == new
+    install.switch(place, old, new)
+    assert {path.name: path.read_text() for path in (tmp_path / "usr/local/share").iterdir()} == {"a": "1", "b": "1"}
+
+
 def test_what_pip_says_is_told(tmp_path: Path) -> None:
     staging = the_script().staging
     with pytest.raises(
@@ -359,6 +394,7 @@ def test_what_is_taken_away_leaves_the_configuration_alone(tmp_path: Path, host:
     with place.locked():
         install.uninstall(place, is_forced=False)
     assert [path for path in tmp_path.rglob("*") if not path.is_dir()] == [kept]
+    assert [path for path in tmp_path.rglob("*voldriver*") if path.is_dir()] == [kept.parent]
 
 
 # By the package

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import re
+import shlex
 import subprocess
 import sys
 import threading
@@ -130,17 +131,28 @@ def test_a_pool_that_is_unavailable_says_so_and_has_no_space(bench: Bench) -> No
     assert not [name for name, *_ in found.samples if name.startswith("voldriver_pool") and name.endswith("_bytes")]
 
 
-def test_errors_of_a_pool_and_volumes_that_ail_are_told(bench: Bench) -> None:
+def test_what_the_kernel_tells_is_told(bench: Bench) -> None:
     volume = bench.create("db")
-    bench.create("sound")
+    gone = bench.create("gone")
     pool = next(iter(bench.engine.pools))
-    errors = (model.Ailment(model.Trouble.ERRORS, "it has counted errors"),)
-    bench.engine.pools.note(pool, errors, (counters.Count("1", "write_errs", 3), counters.Count("1", "read_errs", 0)))
-    bench.engine.ailments.put({volume.id: errors, model.VolumeId(9): errors})
-    found = once(bench)
-    assert found.of("voldriver_pool_errors", "kind") == {"write_errs": 3.0, "read_errs": 0.0}
-    assert found("voldriver_pool_ailing_volumes", **POOL) == 1
+    pool.ailments = (model.Ailment(model.Trouble.ERRORS, "its btrfs has counted some"),)
+    pool.counts = (counters.Count("1", "write_errs", 3), counters.Count("1", "read_errs", 0))
+    ailing = (model.Ailment(model.Trouble.READ_ONLY, "its ext4 is read-only"),)
+    bench.engine.ailments.put({volume.id: ailing, gone.id: ailing})
+
+    async def work(service: Service, told: metrics.Metrics) -> Figures:
+        await service.remove(gone.id)
+        await service.purge(gone.id)
+        return await figures(told)
+
+    found = scraped(bench, work)
     assert found("voldriver_pool_health", **POOL, health="degraded") == 1
+    assert found.of("voldriver_pool_trouble", "trouble") == {
+        each.value: float(each is model.Trouble.ERRORS) for each in model.Trouble
+    }
+    assert found.of("voldriver_pool_errors_total", "kind") == {"write_errs": 3, "read_errs": 0}
+    assert found.of("voldriver_volume_trouble", "volume") == {"db": 1}
+    assert found("voldriver_pool_ailing_volumes", **POOL) == 1
 
 
 def used(amounts: Mapping[Key, int | None], asked: list[str]) -> Callable[[Key], Usage]:
@@ -541,11 +553,29 @@ def test_on_tcp_a_key_is_needed_and_a_read_only_one_will_do(daemon: Running, por
         refused = stranger("GET", "/metrics")
         assert (refused.status, b"voldriver_" in str(refused.body).encode()) == (401, False)
         assert refused.headers["WWW-Authenticate"].startswith("Basic ")
-    with Tcp(port, make_key(daemon, name="prometheus", role="read-only")) as reader:
+    with Tcp(port, make_key(daemon, name="reader", role="read-only")) as reader:
         assert b"voldriver_build_info" in reader("GET", "/metrics").body
         assert reader("POST", "/metrics").status == 403
     counted = Figures(daemon.api("GET", "/metrics").body.decode())
     assert counted("voldriver_requests_total", door="api", method="GET", status="401") == 1
+
+
+@pytest.mark.root
+def test_the_commands_of_the_docs_work(daemon: Running, tmp_path: Path) -> None:
+    places = {"/run/voldriver/api.sock": str(daemon.api_socket), "/var/lib/node_exporter": str(tmp_path)}
+    commands = re.findall(r"^ {4}\$ ((?:curl|voldriver) .*)", DOCS.read_text(), re.MULTILINE)
+    for theirs, ours in places.items():
+        commands = [command.replace(theirs, ours) for command in commands]
+    scrape, key, write = map(shlex.split, commands)
+    for argv in (scrape, write):
+        shown = subprocess.run(argv, capture_output=True, text=True, check=True).stdout
+    assert shown == ""
+    assert 'pool="plain"' in (tmp_path / "voldriverd.prom").read_text()
+    made = daemon.cli(*key[1:]).stdout
+    assert (made.count("\n"), daemon.api("GET", "/v1/apikeys?name=prometheus").body["data"][0]["role"]) == (
+        2,
+        "read-only",
+    )
 
 
 def test_a_daemon_imports_the_library_for_who_asks_alone() -> None:

@@ -64,6 +64,7 @@ class Metrics:
         """Yield all of them; for the registry, in a thread."""
         yield _gauge("build_info", "The daemon that runs.", ("version", "python"), [(_BUILD, 1)])
         yield from self._of_pools()
+        yield from self._of_kernel()
         yield from self._of_backups()
         yield from self._of_work()
 
@@ -87,14 +88,6 @@ class Metrics:
         spaces = self._seen.spaces
         healths = [((*named[each.row.id], one.value), each.health is one) for each in found for one in model.Health]
         yield _gauge("pool_health", "1 for the health that a pool has, 0 for others.", (*_POOL, "health"), healths)
-        errors = [((*named[each.row.id], it.device, it.kind), it.count) for each in found for it in each.counts]
-        text = "Errors that the file system of a pool has counted."
-        yield _gauge("pool_errors", text, (*_POOL, "device", "kind"), errors)
-        ailing = [
-            volume.pool_id
-            for each in self._service.engine.ailments.all()
-            if (volume := self._service.store.volume(each))
-        ]
         for name, text, figures in (
             ("capacity_bytes", "Size of a pool's file system.", {each: total for each, (total, _) in spaces.items()}),
             ("used_bytes", "What is not free.", {each: total - free for each, (total, free) in spaces.items()}),
@@ -105,7 +98,7 @@ class Metrics:
             ("mounted_volumes", "Volumes that are mounted.", counts.mounted),
             ("holders", "Who has volumes mounted, containers mostly.", counts.holders),
             ("snapshots", "Snapshots, those of the trash too.", counts.snapshots),
-            ("ailing_volumes", "Volumes whose own file system is in trouble.", Counter(ailing)),
+            ("ailing_volumes", "Mounted volumes with trouble of their own.", self._ailing()),
             ("orphans", "Trees on disk that no row knows.", {pool.row.id: len(pool.orphans) for pool in found}),
         ):
             is_count = isinstance(figures, Counter)
@@ -113,6 +106,32 @@ class Metrics:
             yield _gauge(f"pool_{name}", text, _POOL, known)  # type: ignore[arg-type]  # what is None is not known
         reserve = self._service.engine.limits.reserve
         yield _gauge("reserve_ratio", "The share of a pool that is kept free.", (), [((), reserve)])
+
+    def _of_kernel(self) -> "Iterator[Metric]":
+        """Yield what the kernel tells of file systems and devices (`engine.health`)."""
+        from prometheus_client.core import CounterMetricFamily  # noqa: PLC0415 - as above
+
+        engine = self._service.engine
+        errors = CounterMetricFamily(
+            "voldriver_pool_errors", "Errors that a file system has counted.", labels=(*_POOL, "device", "kind")
+        )
+        troubles = []
+        for pool in sorted(engine.pools, key=lambda pool: pool.row.name):
+            name = pool.row.name, pool.row.driver
+            has = {ailment.trouble for ailment in pool.ailments}
+            troubles += [((*name, each.value), each in has) for each in model.Trouble]
+            for each in pool.counts:
+                errors.add_metric((*name, each.device, each.kind), each.count)
+        yield _gauge("pool_trouble", "What the kernel tells of a pool, 0 or 1.", (*_POOL, "trouble"), troubles)
+        yield errors
+        ailing = [
+            ((volume.name, ailment.trouble.value), 1)
+            for volume_id, ailments in sorted(engine.ailments.all().items())
+            if (volume := engine.store.volume(volume_id)) is not None
+            for ailment in ailments
+        ]
+        text = "1 for what the kernel tells of a mounted volume; there is none of one that is sound."
+        yield _gauge("volume_trouble", text, ("volume", "trouble"), ailing)
 
     def _of_volumes(self) -> Iterator[bytes]:
         """Two series for each volume that has a backup, and one number for those that have none.
@@ -174,6 +193,11 @@ class Metrics:
         lost = CounterMetricFamily("voldriver_log_lines_lost", "Lines that the journal did not take.")
         lost.add_metric((), journal.lost())
         yield lost
+
+    def _ailing(self) -> Counter[model.PoolId]:
+        """Return how many volumes of each pool ail."""
+        found = map(self._service.store.volume, self._service.engine.ailments.all())
+        return Counter(volume.pool_id for volume in found if volume is not None)
 
     def _is_available(self, target: model.Target) -> bool:
         return self._service.backups.health(target.id)[0] is model.Health.AVAILABLE

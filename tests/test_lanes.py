@@ -15,25 +15,27 @@ PROBE: Final = """
 import os, time
 from pathlib import Path
 
-def test_one():
+def work():
     begun = time.monotonic()
-    time.sleep({length_s})
+    time.sleep(0.2)
     with Path({log!r}).open("a") as file:
         print({name!r}, os.environ["PYTEST_XDIST_WORKER"], begun, time.monotonic(), file=file)
 
-test_two = test_one
+{tests}
 """
 
 
 class Run:
     """What ran in which lane, and from when to when."""
 
-    def __init__(self, directory: Path, *files: str, number: int = 2) -> None:
+    def __init__(self, directory: Path, *tests: str, number: int = 2) -> None:
         log = directory / "log"
-        for name in files:
+        files = {name: [test for test in tests if test.startswith(f"{name}::")] for name in map(file_of, tests)}
+        for name, own in files.items():
             file = directory / name
             file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_text(PROBE.format(length_s=0.2, log=str(log), name=name))
+            bodies = "\n".join(f"def {test.partition('::')[2]}(): work()" for test in own)
+            file.write_text(PROBE.format(log=str(log), name=name, tests=bodies))
         plugins = ("-p", "xdist", "-p", "tests.lanes", "-p", "no:cacheprovider", "--import-mode=importlib")
         places = ("-n", str(number), f"--rootdir={directory}", f"--basetemp={directory}/tmp", *files)
         self.done = subprocess.run(
@@ -46,7 +48,7 @@ class Run:
         )
         assert self.done.returncode == 0, self.done.stdout
         self._lines = [line.split() for line in log.read_text().splitlines()]
-        assert len(self._lines) == 2 * len(files)
+        assert len(self._lines) == len(tests)
 
     def lanes(self, prefix: str = "") -> set[str]:
         return {lane for name, lane, _, _ in self._lines if name.startswith(prefix)}
@@ -56,21 +58,29 @@ class Run:
         return min(found)[0], max(found)[1]
 
 
+def file_of(test: str) -> str:
+    return test.partition("::")[0]
+
+
 def test_what_measures_runs_alone_and_last_and_files_that_share_a_fixture_in_one_lane(tmp_path: Path) -> None:
-    others = ["tests/test_1.py", *(f"tests/docker/test_{number}.py" for number in range(3)), "tests/test_2.py"]
-    one, two = list(lanes.ALONE)[:2]
+    shared = [f"tests/docker/test_{number}.py::test_it" for number in range(3)]
+    others = ["tests/test_1.py::test_it", *shared, "tests/test_2.py::test_it", "tests/test_2.py::test_more"]
+    one, *_, two = lanes.ALONE
     run = Run(tmp_path, one, *others, two)
     assert len(run.lanes()) == 2
     assert len(run.lanes("tests/docker/")) == 1
-    assert max(run.times(name)[1] for name in others) <= min(run.times(one)[0], run.times(two)[0])
-    assert run.times(one)[1] <= run.times(two)[0] or run.times(two)[1] <= run.times(one)[0]
+    alone = [run.times(file_of(name)) for name in (one, two)]
+    assert max(run.times(file_of(name))[1] for name in others) <= min(begun for begun, _ in alone)
+    assert max(begun for begun, _ in alone) >= min(ended for _, ended in alone)
 
 
 def test_one_lane_runs_everything(tmp_path: Path) -> None:
-    run = Run(tmp_path, next(iter(lanes.ALONE)), "tests/test_1.py", number=1)
+    run = Run(tmp_path, next(iter(lanes.ALONE)), "tests/test_1.py::test_it", number=1)
     assert len(run.lanes()) == 1
 
 
 @pytest.mark.parametrize("name", [*lanes.FIRST, *lanes.ALONE])
 def test_what_has_a_place_of_its_own_is_there(name: str) -> None:
-    assert (CHECKOUT / name).exists()
+    file, _, test = name.partition("::")
+    assert (CHECKOUT / file).exists()
+    assert not test or f"def {test}(" in (CHECKOUT / file).read_text()

@@ -6,6 +6,8 @@ import logging
 import os
 import re
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -332,6 +334,43 @@ def test_a_daemon_serves_without_its_journal(tmp_path: Path, listener: Listener)
         daemon.listener.socket.close()
     last = [each.get("VOLDRIVER_LOST") or each.get("VOLDRIVER_VERB") for each in daemon.entries][-2:]
     assert last == ["1", "remove"]
+
+
+JOURNALD = """
+mount -t tmpfs tmpfs /etc && mount -t tmpfs tmpfs /run
+echo 0123456789abcdef0123456789abcdef >/etc/machine-id
+mkdir -p /etc/systemd /run/systemd/journal /run/log/journal/0123456789abcdef0123456789abcdef
+printf '[Journal]\\nStorage=volatile\\nReadKMsg=no\\n' >/etc/systemd/journald.conf
+/usr/lib/systemd/systemd-journald & journald=$!
+until [ -S /run/systemd/journal/socket ]; do kill -0 $journald || exit 1; sleep 0.02; done
+"$@"
+journalctl --sync
+journalctl --directory=/run/log/journal --output=json --all --no-pager SYSLOG_IDENTIFIER=voldriverd
+kill $journald; wait $journald
+"""
+SENDER = """
+import logging
+from voldriverd import journal, logs
+logging.basicConfig(level="INFO", handlers=[journal.Journal()])
+logging.info("verb=open pool=%s result=%s", "fast", "a\\nVOLDRIVER_POOL=faked")
+try:
+    1 / 0
+except ZeroDivisionError:
+    logging.exception("%s", "x" * 100_000)
+"""
+
+
+@pytest.mark.root
+def test_a_real_journald_reads_the_same() -> None:
+    argv = ["unshare", "--mount", "--propagation=private", "sh", "-c", JOURNALD, "sh", sys.executable, "-c", SENDER]
+    done = subprocess.run(argv, capture_output=True, text=True, check=True, timeout=60)
+    opened, failed = map(json.loads, done.stdout.splitlines())
+    assert (opened["VOLDRIVER_POOL"], opened["VOLDRIVER_RESULT"]) == ("fast", "a\nVOLDRIVER_POOL=faked")
+    assert (opened["MESSAGE"], opened["PRIORITY"]) == (
+        'verb=open pool=fast result="a\\nVOLDRIVER_POOL=faked"',
+        "6",
+    )
+    assert (len(failed["MESSAGE"]), failed["PRIORITY"]) == (journal.MESSAGE_MAX_BYTES, "3")
 
 
 def test_the_fields_of_this_file_are_read_as_journald_reads_them() -> None:

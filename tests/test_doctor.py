@@ -52,6 +52,7 @@ def patient(places: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -
             assert (
                 daemon.api("POST", "/v1/volumes", {"name": name, "driver": driver, "driverOpts": options}).status == 201
             )
+        daemon.api("POST", "/v1/volumes/1v3?action=snapshot", {"name": "monday"})
         daemon.plugin("VolumeDriver.Mount", Name="img", ID="c1")
         links = daemon.root / "by-name"
         until(lambda: len(list(links.iterdir())) == 3 and remembered_in(places) == 3, "what is a second behind")
@@ -634,6 +635,11 @@ def test_a_tree_that_is_missing_is_found(patient: Patient, places: dict[str, Pat
         diagnosis = patient.look("missing-trees")
         found(diagnosis, "bad", "volume www: tree v3.1 is missing")
         assert "--to www" in diagnosis.only["remedy"]
+
+
+def test_snapshots_whose_trees_are_missing_are_found_together(patient: Patient, places: dict[str, Path]) -> None:
+    with moved_out(places["plain"] / "trees" / "s1"):
+        found(patient.look("missing-trees"), "bad", "1 snapshots: www@monday")
 
 
 def test_a_new_empty_tree_that_power_loss_took_is_not_missed(patient: Patient, places: dict[str, Path]) -> None:

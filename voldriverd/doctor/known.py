@@ -79,6 +79,8 @@ class Known:
     """The latest time that is written down anywhere."""
     trees: Mapping[str, str] | None = None
     """Each key with the name of its pool; None: not told."""
+    snapshots: Mapping[str, str] = field(default_factory=dict)
+    """The trees of snapshots, each with its name as `volume@snapshot`; empty when not told."""
     settled: frozenset[str] = frozenset()
     """The trees that cannot be missing because of a loss of power; none when not told."""
     version: str | None = None
@@ -132,5 +134,6 @@ def from_contents(contents: look.Contents) -> Known:
         backups=backups_of([(each.volume_id, each.state, each.created_at, each.message) for each in contents.backups]),
         newest_at=contents.newest_at,
         trees={key: names[pool_id] for key, pool_id in contents.trees.items()},
+        snapshots={str(key): name for key, name in contents.snapshots.items()},
         settled=contents.settled,
     )

@@ -31,6 +31,12 @@ MISSING: Final = Trouble(
     "It was removed by hand, or the pool was replaced by an older copy: the volume cannot be mounted.",
     "Put the pool back; or restore a snapshot or backup: `voldriver backup restore ID --to {name}`.",
 )
+LOST: Final = Trouble(
+    Level.BAD,
+    "the trees of snapshots are not in their pool",
+    "They were removed by hand, or the pool was replaced by an older copy: nothing can be reverted to these snapshots.",
+    "Put the pool back; or remove the snapshots: `voldriver snapshot rm VOLUME SNAPSHOT`.",
+)
 TROUBLED: Final = Trouble(
     Level.WARNING,
     "the daemon says that a volume needs an operator",
@@ -93,15 +99,28 @@ def _look_volumes(scope: Scope, known: Known) -> Iterator[Volume]:
 
 def judge_volumes(volumes: Iterator[Volume]) -> Iterator[Finding]:
     """Judge volumes without a tree, or with a fault that the daemon tells."""
+    for each in volumes:
+        if each.is_missing:
+            yield told(MISSING, f"volume {each.name}: tree {each.key} is missing", name=each.name)
+        if each.fault is not None:
+            yield told(TROUBLED, f"volume {each.name}: {each.fault}", name=each.name)
 
-    def troubles() -> Iterator[Finding]:
-        for each in volumes:
-            if each.is_missing:
-                yield told(MISSING, f"volume {each.name}: tree {each.key} is missing", name=each.name)
-            if each.fault is not None:
-                yield told(TROUBLED, f"volume {each.name}: {each.fault}", name=each.name)
 
-    yield from or_fine(troubles(), "every volume has its tree")
+def _look_snapshots(scope: Scope, known: Known) -> list[str]:
+    """Return the names of snapshots whose trees should be there, and are not; where no database tells, none."""
+    found = {place.config.name: scopes.on_disk(place.config.path) for place in scope.places} if known.snapshots else {}
+    trees = known.trees or {}
+    return [
+        name
+        for key, name in known.snapshots.items()
+        if (there := found.get(trees.get(key, ""))) is not None and key not in there
+    ]
+
+
+def judge_snapshots(missing: list[str]) -> Iterator[Finding]:
+    """Judge all snapshots together: where one tree is missing, mostly many are."""
+    if missing:
+        yield told(LOST, f"{len(missing)} snapshots: {some(missing)}")
 
 
 def _orphans(scope: Scope) -> Iterator[Finding]:
@@ -111,7 +130,8 @@ def _orphans(scope: Scope) -> Iterator[Finding]:
 
 def _volumes(scope: Scope) -> Iterator[Finding]:
     assert scope.known is not None
-    yield from judge_volumes(_look_volumes(scope, scope.known))
+    found = [*judge_snapshots(_look_snapshots(scope, scope.known)), *judge_volumes(_look_volumes(scope, scope.known))]
+    yield from or_fine(found, "every volume and snapshot has its tree")
 
 
 CHECKS: Final = (
@@ -128,9 +148,9 @@ CHECKS: Final = (
     Check(
         "missing-trees",
         "Leftovers",
-        "volumes whose tree is missing, or that need an operator",
+        "volumes and snapshots whose tree is missing, and volumes that need an operator",
         _volumes,
-        (MISSING, TROUBLED),
+        (MISSING, LOST, TROUBLED),
         needs_root=True,
         is_remote=True,
         needs_known=True,

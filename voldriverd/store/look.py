@@ -74,6 +74,8 @@ class Contents:
     trees: Mapping[Key, model.PoolId]
     settled: frozenset[Key]
     """The trees that are known to survive power loss."""
+    snapshots: Mapping[Key, str]
+    """The trees of live snapshots, each with the names of volume and snapshot as `volume@snapshot`."""
     backups: tuple[Backup, ...]
     """Without tombstones, in the order of ids."""
     targets: tuple[tuple[str, str], ...]
@@ -123,6 +125,7 @@ def _read(database: sqlite3.Connection, path: Path) -> Contents:
         settled=frozenset(row[0] for row in database.execute("SELECT key FROM trees WHERE is_settled = 1"))
         if version
         else frozenset(),
+        snapshots=dict(_snapshots(database)) if version else {},
         backups=tuple(_backups(database)) if has_backups else (),
         targets=tuple(database.execute(live_targets)) if has_backups else (),
         newest_at=_newest(database, has_backups=has_backups) if version else None,
@@ -134,6 +137,15 @@ def _volumes(database: sqlite3.Connection) -> Iterator[Volume]:
     for row in database.execute(query):
         is_live = row[4] != model.VolumeState.REMOVED.value
         yield Volume(model.VolumeId(row[0]), row[1], row[2], row[3], is_live, datetime.fromisoformat(row[5]))
+
+
+def _snapshots(database: sqlite3.Connection) -> Iterator[tuple[Key, str]]:
+    query = (
+        "SELECT s.key, v.name, coalesce(s.name, '1s' || s.id) FROM snapshots s JOIN volumes v ON v.id = s.volume_id "
+        "WHERE s.state = 'created' AND s.key IS NOT NULL"
+    )
+    for key, volume, name in database.execute(query):
+        yield Key(key), f"{volume}@{name}"
 
 
 def _backups(database: sqlite3.Connection) -> Iterator[Backup]:

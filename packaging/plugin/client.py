@@ -1,3 +1,5 @@
+"""`voldriver` in the managed plugin."""
+
 import sys
 
 sys.path.insert(0, "/usr/lib/voldriver")

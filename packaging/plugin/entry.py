@@ -21,6 +21,8 @@ mount.mount(str(points), aside, flags=MS_MOVE)
 mount.mount("/host", root, flags=mount.MS_BIND | MS_REC)
 points.mkdir(mode=0o700, exist_ok=True)
 mount.mount(str(aside), points, flags=MS_MOVE)
+(root / "run").mkdir(mode=0o755, exist_ok=True)  # of the host, where it is seen; /run there is empty after a boot
+mount.bind(root / "run", Path("/run/voldriver"), read_only=False)
 level = os.environ.get("LOG_LEVEL", "info")
-sys.argv[1:] = ["--root", str(root), "--run-dir", str(root / "run"), "--log-level", level]
+sys.argv[1:] = ["--root", str(root), "--log-level", level]
 daemon.main(prog_name="voldriverd")

@@ -17,12 +17,12 @@ from tests.running import Running, pools_config
 from tests.scratch import Scratch
 from tests.world import until
 from voldriverd import doctor
-from voldriverd.config import Config
+from voldriverd.config import Config, PoolConfig
 from voldriverd.doctor import clock, features, host, scope, tools
 from voldriverd.doctor.clock import Clock
 from voldriverd.doctor.features import Direct, Quota
 from voldriverd.doctor.finding import Check, Finding, Level, Trouble
-from voldriverd.doctor.host import FileSystems, Kernel
+from voldriverd.doctor.host import Kernel
 from voldriverd.doctor.known import Known, KnownVolume
 from voldriverd.doctor.tools import Tools
 from voldriverd.kernel.qgroup import Mode
@@ -78,13 +78,22 @@ def test_a_file_system_that_the_kernel_does_not_know_is_found(
     lines = Path("/proc/filesystems").read_text().splitlines()
     fake = tmp_path / "filesystems"
     fake.write_text("\n".join(line for line in lines if line.split()[-1] != missing) + "\n")
-    command = f'mount --bind {fake} /proc/filesystems && exec "$@"'
+    hidden = "if [ -d /lib/modules ]; then mount -t tmpfs none /lib/modules; fi"
+    command = f'{hidden}; mount --bind {fake} /proc/filesystems && exec "$@"'
     diagnosis = fresh.look_from("unshare", "--mount", "sh", "-c", command, "sh", checks=("file-systems",))
     found(diagnosis, level, f"no {missing}")
 
 
-def test_a_module_that_can_be_loaded_counts() -> None:
-    assert levels(host.judge_file_systems(FileSystems(frozenset({"xfs"}), frozenset({"xfs", "ext4"})))) == [Level.OK]
+@pytest.mark.parametrize("name", ["modules.dep", "modules.builtin"])
+def test_a_module_that_can_be_loaded_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    listed = tmp_path / os.uname().release / name
+    listed.parent.mkdir()
+    listed.write_text("kernel/fs/odd/odd.ko.xz: kernel/lib/crc.ko.xz\nkernel/fs/oddly.ko:\n")
+    monkeypatch.setattr(host, "MODULES", tmp_path)
+    monkeypatch.setattr(host, "_DRIVERS_NEED", {"btrfs": ("odd", "ly", "missing")})
+    place = scope.Place(PoolConfig("p", "btrfs", tmp_path))
+    looked = scope.Scope(Config(), NOW, places=(place,))
+    assert [each.text for each in doctor.examine(looked, ["file-systems"])] == ["no ly", "no missing"]
 
 
 def test_a_host_without_loop_devices_is_found(fresh: Patient) -> None:

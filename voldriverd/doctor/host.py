@@ -13,9 +13,9 @@ from voldriverd.doctor.finding import Check, Finding, Level, Trouble, fine, or_f
 from voldriverd.doctor.scope import Scope
 from voldriverd.kernel import loop
 
+MODULES: Final = Path("/lib/modules")
 _PROBE_BYTES: Final = 1 << 20
 _DRIVERS_NEED: Final = {"btrfs": ("btrfs",), "loop": ("ext4", "xfs")}
-_EMBEDDED: Final = "embedded"
 
 # The kernel's version
 
@@ -96,7 +96,7 @@ def _look_file_systems(scope: Scope) -> FileSystems:
     needed = {name for driver in drivers for name in _DRIVERS_NEED.get(driver, ())}
     needed |= {"btrfs"} if any(place.is_embedded for place in scope.places) else set()
     known = {line.split()[-1] for line in Path("/proc/filesystems").read_text().splitlines()}
-    modules = Path("/lib/modules") / os.uname().release
+    modules = MODULES / os.uname().release
     lists = [modules / name for name in ("modules.dep", "modules.builtin")]
     loadable = "".join(path.read_text() for path in lists if path.exists())
     known |= {name for name in needed if re.search(rf"/{name}\.ko", loadable)}

@@ -68,7 +68,9 @@ class Scope:
         return self.is_remote or not self.is_root
 
 
-def explore(config: Config, *, now: datetime, served: Known | None, api_fault: str | None, **more: object) -> Scope:
+def explore(
+    config: Config, *, now: datetime, served: Known | None, api_fault: str | None, config_fault: str | None
+) -> Scope:
     """Return the scope of this host; `served` is what the API told."""
     is_root = os.geteuid() == 0
     root = config.root.resolve()
@@ -81,13 +83,13 @@ def explore(config: Config, *, now: datetime, served: Known | None, api_fault: s
         config=config,
         now=now,
         is_root=is_root,
+        config_fault=config_fault,
         daemon_pid=pid,
         api_fault=api_fault,
         database=state,
         database_fault=fault,
         known=found,
         places=tuple(where),
-        **more,  # type: ignore[arg-type] # what is left of the fields
     )
 
 

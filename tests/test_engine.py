@@ -605,6 +605,28 @@ def test_links_by_name_follow_the_volume(bench: Bench) -> None:
     assert link.resolve() == bench.root / "mounts" / "v2.1"
 
 
+def test_a_start_looks_at_the_mount_table_as_often_for_many_volumes(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks: list[int] = []
+    lines = mount._lines
+
+    def counted(pid: int | None) -> Iterator[str]:
+        if pid is None:
+            looks.append(1)
+        return lines(pid)
+
+    monkeypatch.setattr(mount, "_lines", counted)
+    bench.create("first")
+    bench.restart()
+    few = len(looks)
+    for number in range(20):
+        bench.create(f"more-{number}")
+    looks.clear()
+    bench.restart()
+    assert len(looks) == few
+
+
 def test_links_are_mended_at_start(bench: Bench) -> None:
     bench.create("db")
     link = bench.root / "by-name" / "db"

@@ -1,8 +1,10 @@
 """Symlinks `by-name/<volume>` to the mount points, for people: a second behind, and nothing fails for them."""
 
+import errno
 import logging
 import os
 from collections.abc import Iterable
+from pathlib import Path
 
 from voldriverd import model
 from voldriverd.engine.context import Engine
@@ -24,22 +26,31 @@ def rebuild(engine: Engine) -> None:
 
 
 def _follow(engine: Engine, name: str) -> None:
-    link = engine.root / "by-name" / name
     volume = engine.store.volume_named(name)
+    wanted = None if volume is None else f"../mounts/{volume.key}"
+    place = f"{engine.root}/by-name/{name}"
     try:
-        if volume is None:
+        if _target(place) == wanted:  # as nearly all are at a start
+            return
+        link = Path(place)
+        if volume is None or wanted is None:
             link.unlink(missing_ok=True)
-        elif _target(link) != f"../mounts/{volume.key}":
+        else:
             part = link.with_name(f".{volume.id}")
             part.unlink(missing_ok=True)
-            part.symlink_to(f"../mounts/{volume.key}")
+            part.symlink_to(wanted)
             part.rename(link)
     except OSError as err:  # a full disk: the next change or start makes it
         _log.warning("verb=link volume=%s result=%s", name, err)
 
 
-def _target(link: os.PathLike[str]) -> str | None:
+def _target(link: str) -> str | None:
+    """Return where a link leads; None if there is nothing, "" of what is no link."""
     try:
         return os.readlink(link)
     except FileNotFoundError:
         return None
+    except OSError as err:
+        if err.errno != errno.EINVAL:
+            raise
+        return ""

@@ -115,6 +115,7 @@ def reconcile(engine: Engine, volumes: Iterable[model.Volume], now_used: frozens
     the tree mounted; the host's own goes with the boot only.
     """
     changed = []
+    attached: set[Key] | None = None
     for volume in volumes:
         if volume.key is None or volume.state is not model.VolumeState.INACTIVE:
             continue
@@ -123,7 +124,10 @@ def reconcile(engine: Engine, volumes: Iterable[model.Volume], now_used: frozens
         if gone:
             _forget(engine, gone)
             changed.append(volume.id)
-        if not engine.store.mounts(volume.id) and not is_seen and kernel_mount.at(engine.mounts / volume.tree):
+        if engine.store.mounts(volume.id) or is_seen:
+            continue
+        attached = attached_keys(engine) if attached is None else attached  # one look at the table for all volumes
+        if volume.tree in attached:
             detach(engine, volume.pool_id, volume.tree)
     return changed
 

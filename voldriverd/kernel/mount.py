@@ -96,9 +96,11 @@ def table(pid: int | None = None, *, device: str = "", inside: str = "") -> list
 
 def at(path: Path) -> Entry | None:
     """Return the uppermost mount at exactly this mount point in our namespace, None if there is none."""
+    point = str(path)
+    wanted = "" if _ESCAPED.intersection(point) else f" {point} "
     found = None
-    for entry in table():
-        if entry.mount_point == str(path):
+    for line in _lines(None):
+        if wanted in line and (entry := _parse(line)).mount_point == point:
             found = entry
     return found
 

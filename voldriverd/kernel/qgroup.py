@@ -156,10 +156,13 @@ def sweep(fd: int, file_system_id: str) -> None:
     The kernel does that only for groups that are empty when their subvolume goes (6.18); with simple
     quotas the group of one that was cloned is not.
     """
-    for directory in _sysfs(file_system_id).glob("0_*"):
-        subvolume_id = int(directory.name.removeprefix("0_"))
+    for name in os.listdir(_sysfs(file_system_id)):
+        level, _, number = name.partition("_")
+        if level != "0" or not number:
+            continue
+        subvolume_id = int(number)
         try:
-            if int((directory / "referenced").read_text()) == 0 and not btrfs.exists(fd, subvolume_id):
+            if referenced_bytes(file_system_id, subvolume_id) == 0 and not btrfs.exists(fd, subvolume_id):
                 ioctl.call(fd, BTRFS_IOC_QGROUP_CREATE, _QgroupCreateArgs(0, subvolume_id))
         except OSError as err:  # the kernel was quicker, or is not done with it; the next sweep comes
             if err.errno not in _GONE | {errno.EBUSY}:

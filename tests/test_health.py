@@ -14,6 +14,7 @@ from typing import Any, Final, NamedTuple
 
 import pytest
 
+from tests.docs import Page
 from tests.engines import Bench
 from tests.memory import Memory, Switch
 from tests.running import Running, pools_config
@@ -24,7 +25,7 @@ from tests.world import until
 from voldriverd import health, model, store
 from voldriverd.engine import health as looking
 from voldriverd.engine import pools
-from voldriverd.kernel import block, counters, ioctl, loop, mount, run, tree, uevent
+from voldriverd.kernel import block, counters, fs, ioctl, loop, mount, run, tree, uevent
 from voldriverd.model import Health, Trouble
 from voldriverd.runner import CAUSE
 
@@ -248,8 +249,8 @@ def test_the_state_of_a_device_is_the_health_of_its_pool(
 ) -> None:
     look = block.look
 
-    def changed(numbers: str) -> block.Device | None:
-        device = look(numbers)
+    def changed(numbers: str, **options: Any) -> block.Device | None:
+        device = look(numbers, **options)
         return None if device is None else replace(device, **changes)
 
     monkeypatch.setattr(block, "look", changed)
@@ -258,7 +259,7 @@ def test_the_state_of_a_device_is_the_health_of_its_pool(
 
 
 def test_a_device_that_went_away_makes_its_pool_unavailable(disk: Disk, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(block, "look", lambda _: None)
+    monkeypatch.setattr(block, "look", lambda _, **_options: None)
     assert disk.look() == {Trouble.DEVICE_GONE}
     assert disk.pool.health is Health.UNAVAILABLE
 
@@ -434,7 +435,7 @@ def test_a_long_look_is_followed_by_a_longer_rest(disk: Disk, monkeypatch: pytes
     rests: list[float] = []
     watcher = health.Watcher(disk.bench.engine, look_s=0.001)
     times = iter([10.0, 10.5, 20.0, 20.0001, 30.0, 90.0])
-    monkeypatch.setattr(time, "monotonic", lambda: next(times))
+    monkeypatch.setattr(time, "thread_time", lambda: next(times))
     monkeypatch.setattr(watcher, "_look", lambda: None)
 
     def resting(_listener: object, rest_s: float) -> None:
@@ -540,6 +541,24 @@ def test_a_volume_whose_file_system_errs_is_degraded_alone_until_it_is_unmounted
         event = told(stream, "volume", "errs", Health.AVAILABLE)
         assert event["message"] is None
     host.remove("sound")
+
+
+def test_the_check_in_the_docs_ends_what_ails_a_volume(host: Host) -> None:
+    place = host.create("mended", size="32M")
+    fs.write_durably(place / "file", b"kept")
+    with Stream(host.daemon.api_socket) as stream:
+        Path(f"/sys/fs/ext4/loop{os.minor(place.stat().st_dev)}/trigger_fs_error").write_text("a test")
+        told(stream, "volume", "mended", Health.DEGRADED)
+        assert host.daemon.plugin("VolumeDriver.Unmount", Name="mended", ID="c1").body["Err"] == ""
+        told(stream, "volume", "mended", Health.AVAILABLE)
+    (block,) = Page("docs/health.md").blocks
+    command = block.text.replace("POOL", str(host.images / "pool")).replace("KEY", place.name)
+    run.run(command.split(), good=(0, 1))
+    assert host.daemon.plugin("VolumeDriver.Mount", Name="mended", ID="c1").body["Err"] == ""
+    name = f"loop{os.minor(place.stat().st_dev)}"
+    assert counters.of_ext4(name)[0] == counters.Count(name, "errors_count", 0)
+    assert (place / "file").read_text() == "kept"
+    host.remove("mended")
 
 
 def test_a_volume_whose_image_is_cut_short_is_degraded_until_it_is_whole_again(host: Host) -> None:

@@ -155,7 +155,7 @@ def test_a_loop_device_is_looked_at(device: loop.Device, image: Path) -> None:
     found = block.look(device.numbers)
     backing = block.Backing(str(image), is_deleted=False, size_bytes=SIZE_BYTES)
     assert found == block.Device(device.numbers, f"loop{device.number}", SIZE_BYTES, False, None, None, backing)
-    assert list(block.below(device.numbers)) == [device.numbers]
+    assert list(block.below(device.numbers)) == [(device.numbers, found)]
     os.truncate(image, SIZE_BYTES // 2)
     found = block.look(device.numbers)
     assert found is not None
@@ -192,7 +192,7 @@ def test_an_image_that_cannot_be_seen_from_here_has_no_size(device: loop.Device,
 def test_a_device_that_is_not_there_is_none(tmp_path: Path) -> None:
     assert block.look("7:1048575") is None
     link(tmp_path, "8:0", "devices/sda")  # the link stays for a moment
-    assert block.look("8:0", sysfs=tmp_path) is None
+    assert block.look("8:0", sysfs=str(tmp_path)) is None
 
 
 def test_a_partition_has_the_state_of_its_disk(tmp_path: Path) -> None:
@@ -200,7 +200,7 @@ def test_a_partition_has_the_state_of_its_disk(tmp_path: Path) -> None:
     write_tree(tmp_path, **{f"{disk}__device__state": "offline", f"{disk}__size": "99", f"{disk}__ro": "0"})
     write_tree(tmp_path, **{f"{disk}__sda1__size": "8", f"{disk}__sda1__ro": "1", f"{disk}__sda1__partition": "1"})
     link(tmp_path, "8:1", "devices/sda/sda1")
-    found = block.look("8:1", sysfs=tmp_path)
+    found = block.look("8:1", sysfs=str(tmp_path))
     assert found == block.Device("8:1", "sda1", 4096, is_read_only=True, state="offline", missing=None, backing=None)
 
 
@@ -214,16 +214,16 @@ def test_an_array_tells_what_it_lacks_and_what_it_is_made_of(tmp_path: Path) -> 
     slaves.mkdir()
     for name in ("sda", "sdb"):
         (slaves / name).symlink_to(tmp_path / "devices" / name)
-    found = block.look("9:0", sysfs=tmp_path)
+    found = block.look("9:0", sysfs=str(tmp_path))
     assert found is not None
     assert found.missing == 1
-    assert list(block.below("9:0", sysfs=tmp_path)) == ["9:0", "8:0", "8:16"]
+    assert [number for number, _ in block.below("9:0", sysfs=str(tmp_path))] == ["9:0", "8:0", "8:16"]
 
 
 def test_devices_that_seem_to_lie_on_each_other_are_looked_at_once(tmp_path: Path) -> None:
     write_tree(tmp_path, devices__dm__size="8", devices__dm__dev="253:0", devices__dm__slaves__dm__dev="253:0")
     link(tmp_path, "253:0", "devices/dm")
-    assert list(block.below("253:0", sysfs=tmp_path)) == ["253:0"]
+    assert [number for number, _ in block.below("253:0", sysfs=str(tmp_path))] == ["253:0"]
 
 
 @pytest.mark.root
@@ -245,7 +245,7 @@ def test_btrfs_counts_the_errors_of_each_device(scratch: Scratch) -> None:
     place = scratch.make("btrfs", size_bytes=256 << 20)
     entry = mount.at(place)
     assert entry is not None
-    identity = counters.file_system_id(place)
+    identity = counters.file_system_id(str(place))
     kinds = ["write_errs", "read_errs", "flush_errs", "corruption_errs", "generation_errs"]
     assert counters.of_btrfs(identity) == tuple(counters.Count("1", kind, 0) for kind in kinds)
     numbers = Path(f"/sys/block/{Path(entry.source).name}/dev").read_text().strip()
@@ -257,10 +257,10 @@ def test_a_btrfs_that_lacks_a_device_tells_which(tmp_path: Path) -> None:
     write_tree(tmp_path, fs__btrfs__id__devinfo__1__error_stats="write_errs 3\nread_errs 0")
     write_tree(tmp_path, fs__btrfs__id__devinfo__2__error_stats="invalid")
     write_tree(tmp_path, fs__btrfs__id__devices__sda__dev="8:0")
-    assert counters.members("id", sysfs=tmp_path) == counters.Members(("8:0",), ("2",))
-    assert counters.of_btrfs("id", sysfs=tmp_path) == (
+    assert counters.members("id", sysfs=str(tmp_path)) == counters.Members(("8:0",), ("2",))
+    assert counters.of_btrfs("id", sysfs=str(tmp_path)) == (
         counters.Count("1", "write_errs", 3),
         counters.Count("1", "read_errs", 0),
     )
-    assert counters.of_btrfs("another", sysfs=tmp_path) == ()
-    assert counters.members("another", sysfs=tmp_path) == counters.Members((), ())
+    assert counters.of_btrfs("another", sysfs=str(tmp_path)) == ()
+    assert counters.members("another", sysfs=str(tmp_path)) == counters.Members((), ())

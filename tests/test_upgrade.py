@@ -17,6 +17,7 @@ from typing import Any, Final
 
 import pytest
 
+from tests.docs import Page
 from tests.running import Running
 from tests.scratch import Scratch
 from voldriverd import model, store
@@ -26,7 +27,6 @@ from voldriverd.model import BackupState, SnapshotState, VolumeState
 from voldriverd.store import aside, check, schema
 
 STORES: Final = Path(__file__).parent / "stores"
-DOCS: Final = Path(__file__).parent.parent / "docs" / "upgrade.md"
 RELEASED: Final = tuple(range(1, schema.VERSION + 1))
 NOW: Final = datetime(2026, 11, 22, 1, 2, 3, tzinfo=UTC)
 EVERY: Final = 9
@@ -386,8 +386,8 @@ def test_the_way_back_in_the_docs_brings_the_old_store_and_keeps_the_newer_one(o
         opened.commit(lambda write: write.put_pool_path(model.PoolId(1), "/srv/elsewhere"))
         shutil.copy(f"{old}-wal", old.parent / "left-wal")
     (old.parent / "left-wal").rename(f"{old}-wal")  # as after kill -9
-    text = DOCS.read_text().partition("## Downgrade")[2].partition("## ")[0]
-    commands = [line.strip() for line in text.splitlines() if line.startswith("    ")]
+    (block,) = (block for block in Page("docs/upgrade.md").blocks if block.section == "Downgrade")
+    commands = block.text.splitlines()
     assert (commands[0].split()[:2], commands[1]) == (["systemctl", "stop"], "cd /var/lib/voldriver")
     subprocess.run(["sh", "-e", "-c", "\n".join(commands[2:])], cwd=old.parent, check=True)
     assert (version_of(old), rows(old)) == (1, before)

@@ -1,7 +1,7 @@
 """A thread that looks after pools and mounted volumes: when the kernel tells of their devices, and every few seconds.
 
 Events of devices come by netlink (`kernel.uevent`); of what happens inside a file system (an error counted, a remount,
-a shutdown) there are none, so that is looked for. A look that takes long is followed by a longer rest. Each look is at
+a shutdown) there are none, so that is looked for. A look that costs much is followed by a longer rest. Each look is at
 everything, so that an event which was lost costs nothing but a look; where there are no events, as in some containers,
 the looks go on without.
 
@@ -70,9 +70,9 @@ class Watcher:
         listener = _listener()
         try:
             while not self._is_stopped:
-                begun_s = time.monotonic()
+                begun_s = time.thread_time()
                 self._look()
-                took_s = time.monotonic() - begun_s
+                took_s = time.thread_time() - begun_s
                 self._rest(listener, min(REST_MAX_S, max(self._look_s, SHARE * took_s)))
         finally:
             if listener is not None:

@@ -7,7 +7,6 @@ xfs    counts nothing; it shuts down, and then every call fails with EIO
 """
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Final
 
 from voldriverd.kernel import block, btrfs
@@ -36,37 +35,37 @@ class Members:
     """The ids of those that are not."""
 
 
-def of_ext4(device: str, *, sysfs: Path = block.SYSFS) -> tuple[Count, ...]:
+def of_ext4(device: str, *, sysfs: str = block.SYSFS) -> tuple[Count, ...]:
     """Return the counters of an ext4, by the name of its device; none if it is not mounted."""
-    texts = {kind: block.read(sysfs / "fs" / "ext4" / device / kind) for kind in _EXT4}
+    texts = {kind: block.read(f"{sysfs}/fs/ext4/{device}/{kind}") for kind in _EXT4}
     return tuple(Count(device, kind, int(text)) for kind, text in texts.items() if text is not None)
 
 
-def of_btrfs(file_system_id: str, *, sysfs: Path = block.SYSFS) -> tuple[Count, ...]:
+def of_btrfs(file_system_id: str, *, sysfs: str = block.SYSFS) -> tuple[Count, ...]:
     """Return the counters of a btrfs; none if it is not mounted, or the kernel is older than 5.14."""
     found = []
     for device, place in _devices(file_system_id, sysfs):
-        for line in (block.read(place / "error_stats") or "").splitlines():
+        for line in (block.read(f"{place}/error_stats") or "").splitlines():
             kind, _, count = line.partition(" ")
             if count.isdecimal():  # the kernel may have nothing but "invalid" to say
                 found.append(Count(device, kind, int(count)))
     return tuple(found)
 
 
-def members(file_system_id: str, *, sysfs: Path = block.SYSFS) -> Members:
+def members(file_system_id: str, *, sysfs: str = block.SYSFS) -> Members:
     """Return the devices of a btrfs that is mounted."""
-    place = sysfs / "fs" / "btrfs" / file_system_id / "devices"
-    numbers = (block.read(place / name / "dev") for name in block.names(place))
-    missing = (device for device, info in _devices(file_system_id, sysfs) if block.read(info / "missing") == "1")
+    place = f"{sysfs}/fs/btrfs/{file_system_id}/devices"
+    numbers = (block.read(f"{place}/{name}/dev") for name in block.names(place))
+    missing = (device for device, info in _devices(file_system_id, sysfs) if block.read(f"{info}/missing") == "1")
     return Members(tuple(each for each in numbers if each is not None), tuple(missing))
 
 
-def file_system_id(path: Path) -> str:
+def file_system_id(path: str) -> str:
     """Return the id of the btrfs that holds a directory. Raises OSError."""
     with btrfs.opened(path) as fd:
         return btrfs.file_system_id(fd)
 
 
-def _devices(file_system_id: str, sysfs: Path) -> list[tuple[str, Path]]:
-    place = sysfs / "fs" / "btrfs" / file_system_id / "devinfo"
-    return [(device, place / device) for device in block.names(place)]
+def _devices(file_system_id: str, sysfs: str) -> list[tuple[str, str]]:
+    place = f"{sysfs}/fs/btrfs/{file_system_id}/devinfo"
+    return [(device, f"{place}/{device}") for device in block.names(place)]

@@ -86,6 +86,11 @@ def test_a_daemon_with_another_root_is_found(patient: Patient, tmp_path: Path) -
     before = ("--socket", str(patient.daemon.api_socket))
     looked = diagnosis("daemon", "--root", str(tmp_path / "other"), before=before)
     found(looked, "warning", f"its root is {patient.root}")
+    other = tmp_path / "other"
+    (other / "by-name").mkdir(parents=True)
+    looked = diagnosis("links", "leaked-mounts", "--fix", "--root", str(other), before=before)
+    assert looked.of("note") == ["not looked at: neither a daemon nor its database tells what there is"]
+    assert list((other / "by-name").iterdir()) == [], "what one daemon tells is not made true of another's root"
 
 
 def test_a_daemon_in_another_mount_namespace_is_found(patient: Patient) -> None:

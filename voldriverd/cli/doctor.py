@@ -67,7 +67,7 @@ def group(
         raise click.UsageError("--fix, --config, --root and --run-dir are for the host itself, not for --url")
     if is_remote:
         known = _ask(session.connection)
-        found = scope.Scope(configuration.Config(), datetime.now(UTC), is_remote=True, known=known)
+        found = scope.Scope(configuration.Config(), datetime.now(UTC), is_remote=True, known=known, daemon=known)
         _tell(session, doctor.examine(found, checks), [])
         return
     loaded, fault = _load(file, root, run_dir)
@@ -76,7 +76,9 @@ def group(
     place = _local(session.connection.place, loaded)
     looked = _explore(loaded, place, fault)
     findings, mended = doctor.examine(looked, checks), list[str]()
-    if fix and any(finding.fix for finding in findings):
+    if fix and fault is not None:
+        show.note("nothing is mended, for the configuration that says where everything is cannot be read")
+    elif fix and any(finding.fix for finding in findings):
         with ExitStack() as stack:
             if looked.daemon_pid is None:
                 stack.enter_context(mend.alone(loaded.root))

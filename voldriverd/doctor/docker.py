@@ -80,12 +80,13 @@ def _lives_with_us(pid: int, *places: Path) -> bool:
 
 
 def _sees(pid: int, point: Path) -> bool:
-    """Tell whether a process sees the same directory at a path, and has the mount in its table."""
-    if not _is_same(pid, point):
-        return False
-    device = os.stat(point).st_dev
-    numbers = f"{os.major(device)}:{os.minor(device)}"
-    return any(entry.device == numbers for entry in mount.table(pid))
+    """Tell whether a process has the mount in its table, at the same place below its root directory."""
+    device = os.stat(point).st_dev  # of this tmpfs alone
+    wanted = f"{os.major(device)}:{os.minor(device)}", str(point)
+    try:
+        return any((entry.device, entry.mount_point) == wanted for entry in mount.table(pid))
+    except FileNotFoundError:  # it ended, and cannot say that it does not
+        return True
 
 
 def _is_same(pid: int, path: Path) -> bool:

@@ -59,7 +59,9 @@ class Scope:
     database: DatabaseState = DatabaseState.SERVED
     database_fault: str | None = None
     known: Known | None = None
-    """None: neither daemon nor database tell."""
+    """What is known of this root; None: neither daemon nor database tell."""
+    daemon: Known | None = None
+    """What the daemon that answered told, though it may be one of another root."""
     places: tuple[Place, ...] = field(default=())
 
     @property
@@ -71,13 +73,14 @@ class Scope:
 def explore(
     config: Config, *, now: datetime, served: Known | None, api_fault: str | None, config_fault: str | None
 ) -> Scope:
-    """Return the scope of this host; `served` is what the API told."""
+    """Return the scope of this host; `served` is what the API told, of whichever root."""
     is_root = os.geteuid() == 0
     root = config.root.resolve()
     pid = lock_holder(root / "lock")
     where = places(config)
-    state, fault, found = DatabaseState.SERVED, None, served
-    if served is None and pid is None and is_root:
+    is_other = served is None or served.root is None or served.root.resolve() != root
+    state, fault, found = DatabaseState.SERVED, None, None if is_other else served
+    if is_other and pid is None and is_root:
         state, fault, found = _read(root / store.FILE_NAME)
     return Scope(
         config=config,
@@ -89,6 +92,7 @@ def explore(
         database=state,
         database_fault=fault,
         known=found,
+        daemon=served,
         places=tuple(where),
     )
 

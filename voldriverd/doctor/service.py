@@ -67,7 +67,7 @@ class Daemon:
 
 
 def _look_daemon(scope: Scope) -> Daemon:
-    known = scope.known if scope.known is not None and scope.known.is_served else None
+    known = scope.daemon
     root = None if known is None else known.root
     return Daemon(
         pid=scope.daemon_pid,

@@ -1,8 +1,10 @@
 """Imports and exports at the API of a real daemon: what comes in is whole or absent, and equal to what it was."""
 
+import asyncio
 import functools
 import gzip
 import io
+import itertools
 import json
 import lzma
 import os
@@ -22,19 +24,25 @@ import zstandard
 
 from tests.contract import content
 from tests.contract.content import likeness
+from tests.doors import free_port, listening, make_key
 from tests.likeness import Facts
 from tests.running import Running, UnixConnection, request, scratch_config
 from tests.scratch import Scratch
 from tests.world import until
+from voldriverd.api.rancher import imports
+from voldriverd.cli.connection import Connection, Place
+from voldriverd.errors import Unusable
 
 pytestmark = pytest.mark.root
 
 DRIVERS = ("btrfs", "loop", "directory")
+PORT = free_port()
 
 
 @pytest.fixture(scope="module")
 def daemon(session_scratch: Scratch, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
-    with Running(tmp_path_factory.mktemp("imports") / "d", config=scratch_config(session_scratch)) as daemon:
+    config = scratch_config(session_scratch) + listening(PORT)
+    with Running(tmp_path_factory.mktemp("imports") / "d", config=config) as daemon:
         yield daemon
         assert "internal error" not in daemon.log
         assert "Traceback" not in daemon.log, daemon.log
@@ -248,8 +256,10 @@ def test_a_cancelled_import_leaves_nothing_and_says_so(daemon: Running, name: st
         client.connect(str(daemon.api_socket))
         client.sendall(head(name) + half_an_archive())
         until(lambda: volume(daemon, name), "the volume to be there")
+        until(lambda: "%" in str((volume(daemon, name) or {}).get("transitioningMessage")), "some progress")
         found = volume(daemon, name)
         assert found is not None
+        assert found["transitioningProgress"] == 10
         ended = daemon.api("POST", f"/v1/volumes/{found['id']}?action=cancel")
         assert (ended.status, ended.body["state"]) == (200, "purged")
         assert volume(daemon, name) is None
@@ -269,6 +279,15 @@ def test_a_daemon_that_is_killed_leaves_no_half_volume(session_scratch: Scratch,
         daemon.start()
         assert daemon.api("GET", "/v1/volumes").body["data"] == []
         until(lambda: trees(daemon) == set(), "the trees to go")
+        client = stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
+        client.connect(str(daemon.api_socket))
+        client.sendall(head("late") + half_an_archive())
+        until(functools.partial(volume, daemon, "late"), "the volume")
+        daemon.stop()
+        assert "verb=import volume=late" in daemon.log
+        assert "it was interrupted" in daemon.log
+        daemon.start()
+        assert daemon.api("GET", "/v1/volumes").body["data"] == []
 
 
 def test_a_volume_of_the_name_is_refused(daemon: Running, name: str, tmp_path: Path) -> None:
@@ -390,6 +409,83 @@ def test_options_of_the_root_directory_are_refused(daemon: Running, name: str, t
     answer = upload(daemon, gnu_tar(tmp_path), name, **{f"driverOpts.{option}": value})
     assert answer.status == 422
     assert f"option {option} does not go with an import" in answer.body["message"]
+
+
+def test_over_tcp_archives_come_and_go_and_paths_do_not(daemon: Running, name: str, tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "file").write_bytes(b"content")
+    (tmp_path / "web.tar").write_bytes(gnu_tar(tmp_path / "in"))
+    access, secret = make_key(daemon, name="full")
+    reader = make_key(daemon, name="reader", role="read-only")
+    place = {"VOLDRIVER_SOCKET": "", "VOLDRIVER_URL": f"http://127.0.0.1:{PORT}"}
+    full = {**place, "VOLDRIVER_ACCESS_KEY": access, "VOLDRIVER_SECRET_KEY": secret}
+    looking = {**place, "VOLDRIVER_ACCESS_KEY": reader[0], "VOLDRIVER_SECRET_KEY": reader[1]}
+    assert daemon.cli("import", "tar", str(tmp_path / "web.tar"), name, **full).stdout == f"{name}\n"
+    assert "read-only" in daemon.cli("import", "tar", str(tmp_path / "web.tar"), "other", **looking).stderr
+    assert "only root may name one" in daemon.cli("import", "directory", str(tmp_path), "other", **full).stderr
+    done = daemon.cli("export", name, str(tmp_path / "out.tar"), **looking)
+    assert done.returncode == 0, done
+    with tarfile.open(tmp_path / "out.tar") as archive:
+        assert archive.getnames() == [".", "./file"]
+    removed(daemon, name)
+
+
+def test_a_directory_volume_in_use_is_not_exported(daemon: Running, name: str, tmp_path: Path) -> None:
+    row = upload(daemon, gnu_tar(tmp_path), name, driver="directory").body
+    mounted(daemon, name)
+    answer = daemon.api("GET", f"/v1/volumes/{row['id']}/export")
+    assert (answer.status, answer.body["code"]) == (422, "Unsupported")
+    assert "cannot copy a volume in use as one instant" in answer.body["message"]
+    removed(daemon, name)
+
+
+def test_memory_is_bounded_whatever_comes_and_goes(daemon: Running, name: str) -> None:
+    piece, pieces = os.urandom(1 << 20), 160
+    member = tarfile.TarInfo("file")
+    member.size = pieces << 20
+    before_kb = peak_kb(daemon)
+    archive = itertools.chain([member.tobuf()], itertools.repeat(piece, pieces), [bytes(1024)])
+    connection = Connection(Place(daemon.api_socket))
+    query = {"name": name, "driver": "btrfs"}
+    row = connection.upload("volumes/import", archive, content_type="application/x-tar", size_bytes=None, query=query)
+    taken = 0
+    with connection.stream(f"volumes/{row['id']}/export") as stream:
+        while found := stream.read(1 << 20):
+            taken += len(found)
+    assert taken > pieces << 20
+    assert peak_kb(daemon) - before_kb < 48 << 10
+    removed(daemon, name)
+
+
+def peak_kb(daemon: Running) -> int:
+    """Return the most memory that a daemon had so far."""
+    (line,) = [line for line in Path(f"/proc/{daemon.pid}/status").read_text().splitlines() if "VmHWM" in line]
+    return int(line.split()[1])
+
+
+def test_who_sends_nothing_for_long_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(imports, "STALL_S", 0.2)
+    monkeypatch.setattr(imports, "_LOOK_S", 0.1)
+
+    async def read() -> None:
+        class Content:
+            async def readany(self) -> bytes:
+                await asyncio.Event().wait()
+                return b""
+
+        upload = imports._Upload(Content())  # type: ignore[arg-type]
+        with pytest.raises(Unusable, match="cannot wait for the archive: nothing came for"):
+            await asyncio.to_thread(list, upload.pieces())
+        await upload.close()
+
+    asyncio.run(read())
+
+
+def test_a_browser_sends_no_archive(daemon: Running, name: str) -> None:
+    headers = {"Content-Type": "application/x-tar", "User-Agent": "Mozilla/5.0"}
+    answer = daemon.api("POST", f"/v1/volumes/import?name={name}", b"archive", headers=headers)
+    assert answer.status == 403
+    assert volume(daemon, name) is None
 
 
 def test_nothing_is_left_after_all_that(daemon: Running) -> None:

@@ -59,6 +59,13 @@ class Imports:
         self._threads = Threads(AT_ONCE, _VERB)
         self._bringing = 0
 
+    def close(self) -> None:
+        """Have all imports end: requests that bring an archive would keep the daemon from its end."""
+        for volume_id in self._ended:
+            job = self._jobs.get(_shown(volume_id))
+            if job is not None:
+                job.stop()
+
     async def stop(self, *, within_s: float) -> bool:
         """Have all imports end, and wait for that; tells whether they have. What has not is ended by recovery."""
         self._jobs.stop()

@@ -88,6 +88,7 @@ class Api:
     def close(self) -> None:
         """End the answers that would go on for ever."""
         self._events.close()
+        self._service.imports.close()
 
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
         """Answer one request; whatever happens, in JSON and with the URL of the schemas."""
@@ -125,7 +126,7 @@ class Api:
         problem = Problem(HTTPStatus(status), text)
         return answers.respond(f"http://localhost/{VERSION}", problem.status, problem.show())
 
-    async def _answer(self, request: web.BaseRequest, base: str) -> web.StreamResponse:  # noqa: PLR0911 - one a place
+    async def _answer(self, request: web.BaseRequest, base: str) -> web.StreamResponse:
         asked = _read(request, base)
         version, *parts = [part for part in request.path.split("/") if part] or [""]
         if version == _METRICS and not parts:

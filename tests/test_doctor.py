@@ -753,6 +753,6 @@ def test_what_took_the_place_of_a_link_is_left(tmp_path: Path) -> None:
 
 
 def test_it_is_quick(patient: Patient) -> None:
-    before_s = time.monotonic()
+    before_s = time.process_time()  # whatever else the machine does
     patient.look()
-    assert time.monotonic() - before_s < 5.0
+    assert time.process_time() - before_s < 1.0

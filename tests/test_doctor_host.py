@@ -247,7 +247,7 @@ def test_a_check_that_hangs_is_given_up_and_told(only: Callable[..., None], monk
         return []
 
     only(hang)
-    monkeypatch.setattr(doctor, "LIMIT_S", 0.3)
+    monkeypatch.setattr(doctor, "LIMIT_S", 1.0)
     levels_of = [(finding.check, finding.level) for finding in examined()]
     ended.set()
     assert levels_of == [("odd", Level.BAD), ("daemon", Level.BAD)]

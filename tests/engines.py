@@ -163,7 +163,7 @@ class Bench:
         return volume.size_bytes, self.driver.usage(volume.tree).limit_bytes
 
     def tree_rows(self) -> set[Key]:
-        return {tree.key for pool in self.engine.pools for tree in self.store.trees(pool.row.id)}
+        return {key for pool in self.engine.pools for key in self.store.tree_keys(pool.row.id)}
 
     def waiting(self) -> set[Key]:
         garbage: trees.Garbage = self.engine.garbage

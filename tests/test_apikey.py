@@ -135,9 +135,9 @@ def test_a_key_is_revoked_on_a_full_disk_too(engine: Engine, monkeypatch: pytest
     attempt = engine.store._attempt
     ballast = engine.root / "ballast"
 
-    def full(change: Callable[[Write], object]) -> object:
+    def full(change: Callable[[Write], object], *, is_synced: bool) -> object:
         if not ballast.exists():
-            return attempt(change)
+            return attempt(change, is_synced=is_synced)
         err = sqlite3.OperationalError("database or disk is full")
         err.sqlite_errorcode = sqlite3.SQLITE_FULL
         raise err

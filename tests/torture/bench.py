@@ -202,7 +202,7 @@ class Bench:
 
     def rows(self) -> set[Key]:
         """Return the trees that the database knows."""
-        return {each.key for pool in self.engine.pools for each in self.store.trees(pool.row.id)}
+        return {key for pool in self.engine.pools for key in self.store.tree_keys(pool.row.id)}
 
     def check_trees(self) -> None:
         """Check, after upkeep, that the trees on disk are those that the database points to, and no part is left."""

@@ -304,7 +304,7 @@ def _check_rest(daemon: Running, removed: list[str]) -> None:
             assert pool.orphans == frozenset(), pool.row.name
             on_disk = pool.driver.trees()
             assert on_disk == engine.store.pointed_keys(pool.row.id), pool.row.name
-            assert on_disk == {tree.key for tree in engine.store.trees(pool.row.id)}, pool.row.name
+            assert on_disk == engine.store.tree_keys(pool.row.id), pool.row.name
             assert [name for name in os.listdir(Path(pool.row.path) / "trees") if name.startswith(".")] == []
     finally:
         engine.store.close()

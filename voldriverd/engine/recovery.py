@@ -64,7 +64,7 @@ def _recover_pool(engine: Engine, pool: pools.Pool, driver: Driver) -> None:
                 _end_verb(engine, driver, volume, on_disk)
         _end_snapshots(engine, pool_id, on_disk)
         on_disk = driver.trees()
-    known = {tree.key for tree in engine.store.trees(pool_id)}
+    known = engine.store.tree_keys(pool_id)
     pointed = engine.store.pointed_keys(pool_id)
     pool.orphans = frozenset(on_disk - known)
     for key in sorted(pool.orphans):
@@ -90,7 +90,8 @@ def _end_verb(engine: Engine, driver: Driver, volume: model.Volume, on_disk: set
     elif volume.state is VolumeState.RESTORING:
         resting = replace(volume, state=VolumeState.INACTIVE, message=restores.interrupted(volume))
     if volume.key in on_disk or _is_made_again(engine, driver, volume):
-        resting = replace(resting, message=None if resting.message == mounts.MISSING else resting.message)
+        if resting.message == mounts.MISSING:
+            resting = replace(resting, message=None)
         if volume.state is VolumeState.UPDATING:
             resting = _resized(driver, resting)
     else:

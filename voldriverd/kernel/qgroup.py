@@ -78,7 +78,7 @@ class Group:
 def mode(file_system_id: str) -> Mode:
     """Return what the mounted file system counts. Raises OSError."""
     try:
-        name = (_sysfs(file_system_id) / "mode").read_text().strip()
+        name = Path(f"{_sysfs(file_system_id)}/mode").read_text().strip()
     except FileNotFoundError:  # the directory is there only while quotas are on
         return Mode.OFF
     return {"squota": Mode.SIMPLE, "qgroup": Mode.FULL}.get(name, Mode.OFF)
@@ -178,5 +178,5 @@ def _number(path: str) -> int:
         os.close(fd)
 
 
-def _sysfs(file_system_id: str) -> Path:
-    return Path(f"/sys/fs/btrfs/{file_system_id}/qgroups")
+def _sysfs(file_system_id: str) -> str:
+    return f"/sys/fs/btrfs/{file_system_id}/qgroups"

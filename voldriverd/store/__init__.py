@@ -307,9 +307,9 @@ class Store:
         """Return a tree's row."""
         return next((rows.tree(row) for row in self._select("SELECT * FROM trees WHERE key = ?", key)), None)
 
-    def trees(self, pool_id: model.PoolId) -> list[model.Tree]:
+    def tree_keys(self, pool_id: model.PoolId) -> set[Key]:
         """Return all trees of a pool that the database knows."""
-        return [rows.tree(row) for row in self._select("SELECT * FROM trees WHERE pool_id = ?", pool_id)]
+        return {Key(row[0]) for row in self._select("SELECT key FROM trees WHERE pool_id = ?", pool_id)}
 
     def unsettled_trees(self, pool_id: model.PoolId) -> list[Key]:
         """Return the trees of a pool that power loss may still take."""

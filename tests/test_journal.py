@@ -336,6 +336,27 @@ def test_a_daemon_serves_without_its_journal(tmp_path: Path, listener: Listener)
     assert last == ["1", "remove"]
 
 
+class Loud(Running):
+    """A daemon that tells everything."""
+
+    def _places(self) -> list[str]:
+        return [*super()._places(), "--log-level", "debug"]
+
+
+@pytest.mark.root
+def test_what_only_reads_is_told_at_the_level_debug(tmp_path: Path) -> None:
+    with Loud(tmp_path / "d", config=pools_config(plain=("directory", tmp_path / "pool"))) as daemon:
+        daemon.plugin("VolumeDriver.Create", Name="db")
+        daemon.plugin("VolumeDriver.Get", Name="db")
+        daemon.plugin("VolumeDriver.Get", Name="d b")
+        daemon.api("GET", "/v1/volumes")
+        lines = [re.sub(r"^\S+ \S+ ", "", line) for line in daemon.log.splitlines()]
+    assert "DEBUG call=/VolumeDriver.Get name=db holder=None status=200" in lines
+    assert 'DEBUG call=/VolumeDriver.Get name="d b" holder=None status=500' in lines
+    assert "DEBUG call=GET path=/v1/volumes status=200" in lines
+    assert len([line for line in lines if "verb=create" in line]) == 1
+
+
 JOURNALD = """
 mount -t tmpfs tmpfs /etc && mount -t tmpfs tmpfs /run
 echo 0123456789abcdef0123456789abcdef >/etc/machine-id

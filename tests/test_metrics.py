@@ -24,7 +24,7 @@ from tests.engines import Bench, bench_on
 from tests.running import Running, pools_config
 from voldriverd import logs, metrics, model, usages, verbs
 from voldriverd.driver import Key, Usage
-from voldriverd.engine import space
+from voldriverd.engine import mounts, snapshots, space
 from voldriverd.engine.pools import Pool
 from voldriverd.errors import InUse, Unusable
 from voldriverd.kernel import counters
@@ -467,6 +467,57 @@ def test_an_error_that_was_told_is_known() -> None:
     assert not verbs.is_told(error)
     verbs.Verbs().note("mount", {}, 0.5, error=error)
     assert verbs.is_told(error)
+
+
+def lines_of(caplog: pytest.LogCaptureFixture, verb: str) -> list[str]:
+    return [line for each in caplog.records if f"verb={verb} " in (line := each.getMessage())]
+
+
+def test_what_fails_in_the_background_is_told_once(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    volume = bench.create("db")
+
+    def refuse(*_: object) -> None:
+        raise InUse("cannot unmount volume db: it is busy")
+
+    async def work(service: Service, _: metrics.Metrics) -> None:
+        await service.mount(volume.id, "c1")
+        with monkeypatch.context() as patch:
+            patch.setattr(mounts, "detach_unheld", refuse)
+            await service.unmount(volume.id, "c1")
+
+    scraped(bench, work)
+    bench.unmount_all()
+    (line,) = lines_of(caplog, "unmount")
+    assert "result=in_use" in line
+    assert line.endswith('error="cannot unmount volume db: it is busy" by=voldriverd')
+
+
+def test_what_fails_after_its_answer_is_told_once(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    volume = bench.create("db")
+    row = backing.freeze(bench.engine, volume, "begun")
+    go_on = threading.Event()
+
+    def fail(_engine: object, _volume: object, _wish: object, *, begun: Callable[[object], None]) -> None:
+        begun(row)
+        go_on.wait(20)
+        raise Unusable("its disk is gone")
+
+    async def work(service: Service, _: metrics.Metrics) -> None:
+        monkeypatch.setattr(snapshots, "create", fail)
+        answered = await service.snapshot(volume.id, snapshots.Wish("s"), answer_s=0.01)
+        monkeypatch.undo()
+        go_on.set()
+        while service.runner.fault(f"1s{answered.id}") is None:  # noqa: ASYNC110 - there is no event for it
+            await asyncio.sleep(0)
+
+    scraped(bench, work)
+    assert len([each for each in caplog.records if "its disk is gone" in each.getMessage()]) == 1
 
 
 # The doors

@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.doors import certificate, fields_of, free_port
-from voldriverd import sockets, store
+from voldriverd import logs, sockets, store, verbs
 from voldriverd.api import auth, docker, tls
 from voldriverd.api.auth import audit, brake, browsers, keyring
 from voldriverd.api.auth.audit import Caller
@@ -413,6 +413,34 @@ def test_a_line_says_who_from_where_what_and_the_result(caplog: pytest.LogCaptur
         "status": "201",
         "result": "ok",
     }
+
+
+def test_a_line_is_that_of_the_last_verb_that_ended_before_the_answer(caplog: pytest.LogCaptureFixture) -> None:
+    counted, answered = verbs.Verbs(), asyncio.Event()
+    later: list[asyncio.Task[None]] = []
+
+    async def go_on() -> None:
+        await answered.wait()
+        counted.note("backup", {"volume": "db"}, 0.5)
+
+    async def answer() -> web.StreamResponse:
+        later.append(asyncio.create_task(go_on()))
+        counted.note("snapshot", {"volume": "db", "driver": "loop"}, 0.25, error=InUse('cannot "so"'))
+        return web.Response(status=500, body=b'{"Err": "cannot \\"so\\""}')
+
+    async def ask() -> None:
+        await audit.written(request("POST", "/v1/volumes"), Caller("uid:7", "pid:8"), answer())
+        answered.set()
+        await asyncio.gather(*later)
+
+    with caplog.at_level(logging.INFO):
+        asyncio.run(ask())
+    lines = [str(record.msg) for record in caplog.records if isinstance(record.msg, logs.Line)]
+    asked = "audit by=uid:7 from=pid:8 method=POST path=/v1/volumes status=500 verb=snapshot volume=db driver=loop "
+    assert sorted(lines) == [
+        f'{asked}result=in_use duration_ms=250.0 error="cannot \\"so\\""',
+        "verb=backup volume=db result=ok duration_ms=500.0 by=uid:7 from=pid:8",
+    ]
 
 
 def test_a_line_says_why_it_was_refused(caplog: pytest.LogCaptureFixture) -> None:

@@ -179,11 +179,14 @@ def test_the_trash_is_asked_for_its_bytes_once(bench: Bench, monkeypatch: pytest
             seen.append((await figures(told))("voldriver_pool_trash_bytes", **POOL))
         await service.restore(bench.trashed("one").id, name=None)
         seen.append((await figures(told))("voldriver_pool_trash_bytes", **POOL))
+        amounts[bench.volume("one").tree] = 100
+        await service.remove(bench.volume("one").id)
+        seen.append((await figures(told))("voldriver_pool_trash_bytes", **POOL))
         await service.purge(bench.trashed("two").id)
         return [*seen, (await figures(told))("voldriver_pool_trash_bytes", **POOL)]
 
-    assert scraped(bench, work) == [0, 10, 30, 20, 0]
-    assert len(asked) == 2
+    assert scraped(bench, work) == [0, 10, 30, 20, 120, 100]
+    assert len(asked) == 3
 
 
 def test_bytes_of_the_trash_that_no_driver_can_tell_are_not_shown(

@@ -12,6 +12,7 @@ import threading
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final
 
 import voldriverd
@@ -46,8 +47,7 @@ class Metrics:
         """Read nothing yet."""
         self._service = service
         self._times = BackupTimes(service.store)
-        self._trash: dict[model.VolumeId, int] = {}
-        """The bytes that each trashed volume uses, asked once: nobody writes to it."""
+        self._trash: dict[model.PoolId, _Trash] = {}
         self._registry: CollectorRegistry | None = None
         self._seen = _Seen({}, {})
         self._turn = asyncio.Lock()
@@ -204,11 +204,13 @@ class Metrics:
 
     def _trash_of(self, pool: pools.Pool) -> int | None:
         """Return what the trash of a pool uses; None where its driver cannot tell. Blocks; raises Error, OSError."""
-        store = self._service.store
-        trashed = [each for each in store.volumes() if not each.is_live and each.pool_id == pool.row.id]
-        driver = self._service.engine.pools.driver(pool.row.id)
-        for volume in trashed:
-            if volume.id in self._trash:
+        store, driver = self._service.store, self._service.engine.pools.driver(pool.row.id)
+        before, known = self._trash.get(pool.row.id, _Trash()), _Trash()
+        self._trash[pool.row.id] = known
+        for volume in [each for each in store.volumes() if not each.is_live and each.pool_id == pool.row.id]:
+            key = volume.id, volume.removed_at
+            if key in before:
+                known[key] = before[key]
                 continue
             try:
                 used_bytes = driver.usage(volume.tree).used_bytes
@@ -218,10 +220,8 @@ class Metrics:
                 raise
             if used_bytes is None:
                 return None
-            self._trash[volume.id] = used_bytes
-        for volume_id in [each for each in self._trash.copy() if _is_out(store.volume(each))]:
-            self._trash.pop(volume_id, None)
-        return sum(self._trash.get(volume.id, 0) for volume in trashed)
+            known[key] = used_bytes
+        return sum(known.values())
 
 
 class BackupTimes:
@@ -257,6 +257,10 @@ class BackupTimes:
             with self._lock:
                 if self._changed is not None:
                     self._changed |= changed
+
+
+class _Trash(dict[tuple[model.VolumeId, datetime | None], int]):
+    """The bytes that trashed volumes use, by when each was removed; asked once, for nobody writes to them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -305,8 +309,3 @@ def _cumulated(counts: list[int]) -> list[tuple[str, float]]:
         total += count
         found.append(("+Inf" if bound == math.inf else str(bound), float(total)))
     return found
-
-
-def _is_out(volume: model.Volume | None) -> bool:
-    """Tell whether a volume is not in the trash any more."""
-    return volume is None or volume.is_live

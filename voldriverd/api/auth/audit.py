@@ -124,7 +124,8 @@ def _write(request: web.BaseRequest, asker: verbs.Asker, bodies: tuple[bytes | N
         answered = {"message": answered["message"]}
     query = request.query if request.query_string else {}  # to parse an empty one costs 10 µs
     is_done = end.status is not None and end.status < _REFUSED
-    told = {"error" if key in _ERRORS and not is_done else key: value for key, value in _chosen(answered, _ANSWERED)}
+    told = dict(_chosen(answered, _ANSWERED))
+    error = None if is_done else next((told.pop(key) for key in _ERRORS if key in told), None)
     facts: Facts = {
         "by": asker.by,
         "from": asker.origin,
@@ -134,6 +135,7 @@ def _write(request: web.BaseRequest, asker: verbs.Asker, bodies: tuple[bytes | N
         **told,
         "status": end.status,
         **(asker.told or {"result": verbs.OK if is_done else "refused", "duration_ms": end.took_ms}),
+        "error": asker.told.get("error", error),
     }
     if end.failure is not None:
         facts = {**facts, "result": end.failure}

@@ -23,8 +23,10 @@ from tests.test_events import Stream
 from tests.test_uevent import announce
 from tests.world import until
 from voldriverd import health, model, store
+from voldriverd.cli import events as cli_events
 from voldriverd.engine import health as looking
 from voldriverd.engine import pools
+from voldriverd.engine.ailments import Ailments
 from voldriverd.kernel import block, counters, fs, ioctl, loop, mount, run, tree, uevent
 from voldriverd.model import Health, Trouble
 from voldriverd.runner import CAUSE
@@ -197,7 +199,8 @@ def test_a_device_that_grows_is_told_and_one_that_shrinks_is_trouble_until_it_gr
     was, now = size_bytes // MIB, size_bytes // MIB + 8
     assert text == f"its device loop{disk.device.number} has {now} MiB now, it had {was} MiB"
     disk.set_size(size_bytes + 4 * MIB)
-    assert disk.look() == {Trouble.DEVICE_SHRUNK}
+    for _ in range(2):
+        assert disk.look() == {Trouble.DEVICE_SHRUNK}
     assert "shrank to" in str(disk.pool.trouble)
     disk.set_size(size_bytes + 8 * MIB)
     assert disk.look() == set()
@@ -274,6 +277,34 @@ def test_a_btrfs_that_lacks_a_device_is_degraded(disk: Disk, monkeypatch: pytest
     monkeypatch.setattr(counters, "members", lacking)
     assert disk.look() == {Trouble.MEMBERS_MISSING}
     assert disk.pool.trouble == "its btrfs lacks a device (2)"
+
+
+def test_a_volume_on_the_file_system_of_its_pool_has_no_trouble_of_its_own(disk: Disk) -> None:
+    volume = disk.bench.create("db")
+    disk.bench.mount("db")
+    entry = mount.at(disk.bench.engine.mounts / volume.tree)
+    assert entry is not None
+    assert entry.device == disk.device.numbers
+    disk.err()
+    assert disk.look() == {Trouble.ERRORS}
+    assert disk.bench.engine.ailments.all() == {}
+    disk.bench.unmount("db")
+
+
+def test_a_volume_that_is_only_read_is_not_taken_for_one_that_gave_up(disk: Disk, scratch: Scratch) -> None:
+    volume = disk.bench.create("db")
+    place = disk.bench.engine.mounts / volume.tree
+    place.mkdir(exist_ok=True)
+    other = scratch.make("ext4", size_bytes=SIZES["ext4"])
+    mount.bind(other, place, read_only=True)
+    found = disk.looks.look()
+    assert found.volumes == {device_of(other)[1].numbers}
+    assert disk.bench.engine.ailments.all() == {}
+    mount.mount("none", other, flags=mount.MS_REMOUNT | mount.MS_RDONLY)
+    disk.looks.look()
+    (ailment,) = disk.bench.engine.ailments.of(volume.id)
+    mount.unmount(place)
+    assert ailment.trouble is Trouble.READ_ONLY
 
 
 def test_what_has_just_gone_is_left_as_it_was(disk: Disk, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -445,6 +476,35 @@ def test_a_long_look_is_followed_by_a_longer_rest(disk: Disk, monkeypatch: pytes
     monkeypatch.setattr(watcher, "_rest", resting)
     watcher._run()
     assert rests == pytest.approx([25.0, 0.005, health.REST_MAX_S])
+
+
+def test_an_ailing_volume_is_told_when_the_kind_of_its_trouble_changes_and_shown_as_it_is() -> None:
+    told: list[model.VolumeId] = []
+    ailing, volume_id = Ailments(), model.VolumeId(1)
+    ailing.watch(told.append)
+    one, two = (model.Ailment(Trouble.ERRORS, f"errors_count {count}") for count in (1, 2))
+    assert ailing.put({volume_id: (one,)}) == [volume_id]
+    assert ailing.put({volume_id: (two,)}) == []
+    assert ailing.of(volume_id) == (two,)
+    assert ailing.put({volume_id: (two, model.Ailment(Trouble.READ_ONLY, "ro"))}) == [volume_id]
+    assert ailing.put({}) == [volume_id]
+    assert told == [volume_id] * 3
+    assert ailing.of(volume_id) == ()
+
+
+def test_the_worst_trouble_is_the_health() -> None:
+    mild, grave = model.Ailment(Trouble.ERRORS, "a"), model.Ailment(Trouble.DEVICE_GONE, "b")
+    assert [model.health_of(each) for each in ((), (mild,), (mild, grave))] == list(Health)
+    assert model.worst(Health.DEGRADED, Health.AVAILABLE) is Health.DEGRADED
+    assert model.worst(Health.DEGRADED, Health.UNAVAILABLE) is Health.UNAVAILABLE
+    assert model.told((mild, grave)) == "a; b"
+
+
+def test_the_command_shows_what_is_wrong() -> None:
+    event = {"time": "2026-01-02T03:04:05Z", "resourceType": "storagePool", "resourceId": "1sp1", "name": "fast"}
+    event |= {"state": "active", "cause": "health", "message": "its ext4 has counted errors"}
+    assert cli_events._line(event).endswith("health     fast: its ext4 has counted errors")
+    assert cli_events._line({**event, "message": None}).endswith("health     fast")
 
 
 class Host(NamedTuple):

@@ -102,6 +102,6 @@ def _line(event: Resource) -> str:
         name = f"{event['volumeName'] or event['volumeId']}@{name}"
     if event["resourceType"] == "mount":
         name = f"{event['volumeName'] or event['volumeId']} by {event['holder']}"
-    if event["message"]:
+    if event.get("message"):  # a daemon of before has none
         name = f"{name}: {event['message']}"
     return f"{show.time(event['time'])}  {'  '.join(columns)}  {name}"

@@ -292,6 +292,11 @@ def test_no_name_leads_out_of_the_directory_of_links(fresh: Patient, name: str) 
 # In use
 
 
+def test_an_image_that_was_never_made_is_a_note(fresh: Patient) -> None:
+    fresh.daemon.config_file.write_text("")
+    found(fresh.look("pools"), "note", f"{fresh.root}/embedded.img is not there")
+
+
 def test_fix_needs_nothing_where_there_is_nothing(fresh: Patient) -> None:
     assert fresh.look("sockets", "--fix").mended == []
 

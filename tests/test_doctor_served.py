@@ -351,6 +351,6 @@ def test_an_image_that_is_not_mounted_or_missing_is_told(patient: Patient) -> No
     image = patient.root / "embedded.img"
     image.rename(patient.root / "aside")
     try:
-        assert f"{image} is missing" in patient.look("pools").of("bad")
+        assert f"{image} is not there" in patient.look("pools").of("bad")
     finally:
         (patient.root / "aside").rename(image)

@@ -72,7 +72,7 @@ NOT_MOUNTED: Final = Trouble(
 )
 NOT_MADE: Final = Trouble(
     Level.NOTE,
-    "a pool is configured and was never made",
+    "a pool, or the embedded image, was never made",
     "The daemon makes it when it starts.",
     "Nothing; if it should hold volumes already, its file system is not mounted.",
 )
@@ -209,8 +209,7 @@ def _look_image(scope: Scope) -> Image | None:
 def judge_image(image: Image) -> Iterator[Finding]:
     """Judge the image."""
     if not image.is_there:
-        if image.is_wanted:
-            yield told(NO_IMAGE, f"{image.path} is missing")
+        yield told(NO_IMAGE if image.is_wanted else NOT_MADE, f"{image.path} is not there")
         return
     if image.allocated_bytes < image.size_bytes:
         holes = names.format_size(image.size_bytes - image.allocated_bytes)

@@ -148,9 +148,7 @@ class Running:
         """Leave nothing, whatever happened."""
         if self._process is not None:
             self.kill()
-        if (self.root / "voldriver.db").exists():
-            self.release()
-        unmount_under(self.base)
+        unmount_under(self.base)  # as --release does, in 1 ms and not in the half second that a process takes
         make_mutable(self.root / "embedded")
         assert not self.blocked_file.exists(), f"the event loop was blocked: {self.blocked_file.read_text()}"
 

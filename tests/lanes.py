@@ -14,9 +14,15 @@ from xdist.workermanage import WorkerController
 
 FIRST: Final = (
     "tests/docker/",
+    "tests/test_openapi.py",
     "tests/contract/test_crash.py",
     "tests/contract/test_streams.py",
     "tests/contract/test_power.py",
+    "tests/test_power.py",
+    "tests/test_outages.py",
+    "tests/test_plugin_protocol.py",
+    "tests/test_backup_damage.py",
+    "tests/test_managed_plugin.py",
 )
 """The longest, so that no lane begins one of them when the other is about to end. A directory is one piece of work: it
 has a fixture that all its files share."""

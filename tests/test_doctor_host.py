@@ -25,6 +25,7 @@ from voldriverd.doctor.finding import Check, Finding, Level, Trouble
 from voldriverd.doctor.host import Kernel
 from voldriverd.doctor.known import Known, KnownVolume
 from voldriverd.doctor.tools import Tools
+from voldriverd.kernel import clock as kernel_clock
 from voldriverd.kernel.qgroup import Mode
 from voldriverd.store import schema
 
@@ -179,6 +180,10 @@ def test_a_clock_that_nobody_keeps_is_a_note() -> None:
     assert levels(clock.judge(Clock(NOW, NOW, is_kept=False))) == [Level.NOTE]
     assert levels(clock.judge(Clock(NOW, NOW, is_kept=True))) == [Level.OK]
     assert levels(clock.judge(Clock(NOW, None, is_kept=None))) == [Level.OK]
+
+
+def test_the_kernel_tells_whether_somebody_keeps_the_clock() -> None:
+    assert kernel_clock.is_synchronised() is not None
 
 
 # Roots that were never used

@@ -15,6 +15,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ from pathlib import Path
 from typing import Any, Final, Self
 
 from tests import unblocked
-from tests.scratch import Scratch, unmount_under
+from tests.scratch import Scratch, loops_under, unmount_under
 from voldriverd.kernel import fs
 
 START_S: Final = 30.0
@@ -149,6 +150,7 @@ class Running:
         if self._process is not None:
             self.kill()
         unmount_under(self.base)  # as --release does, in 1 ms and not in the half second that a process takes
+        self._wait_for_loops()
         make_mutable(self.root / "embedded")
         assert not self.blocked_file.exists(), f"the event loop was blocked: {self.blocked_file.read_text()}"
 
@@ -171,6 +173,12 @@ class Running:
             check=False,
             env={**os.environ, "VOLDRIVER_SOCKET": str(self.api_socket), **environment},
         )
+
+    def _wait_for_loops(self) -> None:
+        """Return when the loop devices below have gone; one that stays is for the check for leaks to tell."""
+        end_s = time.monotonic() + STOP_S
+        while loops_under(self.base) and time.monotonic() < end_s:
+            time.sleep(_TICK_S)
 
     def _places(self) -> list[str]:
         return ["--config", str(self.config_file), "--root", str(self.root), "--run-dir", str(self.run_dir)]

@@ -35,9 +35,13 @@ def main() -> None:
 def isolate() -> None:
     """Let go of the mounts of others (a copy of ours would keep them alive) and hide what is the host's."""
     points = [line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()]
-    for point in reversed(points):
-        if not any(point == kept or (kept != "/" and point.startswith(f"{kept}/")) for kept in _KEPT):
-            subprocess.run(["umount", "--lazy", point], check=True)
+    others = [
+        point
+        for point in reversed(points)
+        if not any(point == kept or (kept != "/" and point.startswith(f"{kept}/")) for kept in _KEPT)
+    ]
+    if others:  # at once: as long as they are here, their owners see them in use
+        subprocess.run(["umount", "--lazy", *others], check=True)
     for point in _FRESH:
         Path(point).mkdir(parents=True, exist_ok=True)
         subprocess.run(["mount", "-t", "tmpfs", "-o", "mode=755", "tmpfs", point], check=True)

@@ -250,7 +250,8 @@ def half_an_archive() -> bytes:
     return made.getvalue()[:100_000]
 
 
-def test_a_cancelled_import_leaves_nothing_and_says_so(daemon: Running, name: str) -> None:
+@pytest.mark.parametrize("way", ["cancel", "remove"])
+def test_a_cancelled_import_leaves_nothing_and_says_so(daemon: Running, name: str, way: str) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
         client.settimeout(20)
         client.connect(str(daemon.api_socket))
@@ -260,7 +261,8 @@ def test_a_cancelled_import_leaves_nothing_and_says_so(daemon: Running, name: st
         found = volume(daemon, name)
         assert found is not None
         assert found["transitioningProgress"] == 10
-        ended = daemon.api("POST", f"/v1/volumes/{found['id']}?action=cancel")
+        where = f"/v1/volumes/{found['id']}"
+        ended = daemon.api("POST", f"{where}?action=cancel") if way == "cancel" else daemon.api("DELETE", where)
         assert (ended.status, ended.body["state"]) == (200, "purged")
         assert volume(daemon, name) is None
         said = client.recv(65_536)

@@ -34,13 +34,14 @@ STALL_S: Final = 300.0
 """How long who sends an archive may send nothing: somebody may be changing a tape."""
 _LOOK_S: Final = 0.5
 """How soon it is seen meanwhile that nobody wants it any more."""
-_JSON: Final = "application/json"
+_DESCRIPTIONS: Final = frozenset({"application/json", "application/x-www-form-urlencoded", "multipart/form-data"})
+"""What a body is called that names a directory; curl calls JSON a form."""
 
 
 def is_upload(request: web.BaseRequest) -> bool:
     """Tell whether the body of a request is an archive, and so is not to be read before its turn."""
     parts = [part.lower() for part in request.path.split("/") if part]
-    return request.method == "POST" and tuple(parts[1:]) == PATH and request.content_type != _JSON
+    return request.method == "POST" and tuple(parts[1:]) == PATH and request.content_type not in _DESCRIPTIONS
 
 
 async def create(service: Service, request: web.BaseRequest) -> Made:

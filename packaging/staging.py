@@ -43,7 +43,12 @@ _OF_PIP: Final = ("RECORD", "INSTALLER", "REQUESTED", "direct_url.json")
 
 
 class Failed(Exception):
-    """A step that was not done, with what it said."""
+    """A step that was not done."""
+
+    def __init__(self, text: str, *, said: str = "") -> None:
+        """Take the whole error, and what the program said of it if it was one."""
+        super().__init__(text)
+        self.said = said
 
 
 def make_environment(env: Path) -> None:
@@ -151,8 +156,8 @@ def call(*argv: str | Path, env: Mapping[str, str] | None = None) -> str:
     except OSError as err:
         raise Failed(f"{argv[0]}: {err.strerror}") from err
     if done.returncode != 0:
-        said = (done.stderr or done.stdout).strip().splitlines()[-_LINES_MAX:]
-        raise Failed(f"{' '.join(map(str, argv))} ended with status {done.returncode}: {os.linesep.join(said)}")
+        said = "\n".join((done.stderr or done.stdout).strip().splitlines()[-_LINES_MAX:])
+        raise Failed(f"{' '.join(map(str, argv))} ended with status {done.returncode}: {said}", said=said)
     return done.stdout
 
 

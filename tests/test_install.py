@@ -397,6 +397,37 @@ def test_what_is_taken_away_leaves_the_configuration_alone(tmp_path: Path, host:
     assert [path for path in tmp_path.rglob("*voldriver*") if path.is_dir()] == [kept.parent]
 
 
+@pytest.mark.parametrize("was_up", [True, False])
+def test_volumes_in_use_are_named_and_the_daemon_goes_on(
+    was_up: bool,  # noqa: FBT001 - a parameter of the test
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    install = the_script()
+    (tmp_path / "voldriver.db").touch()
+    checked = f"""*--check) echo 'root = "{tmp_path}"';;"""
+    refused = "*--release) echo 'voldriverd: cannot release: volume db: it is in use' >&2; exit 1;;"
+    program(tmp_path / "bin/voldriverd", f'case "$*" in {checked} {refused} esac')
+    program(
+        tmp_path / "systemctl", f'echo "$@" >>{tmp_path}/asked; case "$*" in *is-active*) exit {int(not was_up)};; esac'
+    )
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    error = "^volume db: it is in use; stop the containers, or leave what they have mounted with --force$"
+    with pytest.raises(install.Failed, match=error):
+        install.end(tmp_path, is_forced=False)
+    stopped, started = (f"{verb} {' '.join(install.SOCKETS)} {install.SERVICE}" for verb in ("stop", "start"))
+    asked = (tmp_path / "asked").read_text().splitlines()
+    assert asked[1:] == ([stopped, started] if was_up else [stopped])
+    assert install.end(tmp_path, is_forced=True) == "volume db: it is in use"
+
+
+def program(path: Path, text: str) -> None:
+    """Write a program of the shell."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f"#!/bin/sh\n{text}\n")
+    path.chmod(0o755)
+
+
 # By the package
 
 

@@ -25,7 +25,10 @@ pytestmark = [pytest.mark.root, pytest.mark.docker]
 
 SERVICE: Final = "voldriverd.service"
 SOCKETS: Final = ("/run/docker/plugins/voldriver.sock", "/run/voldriver/api.sock")
-WRITER: Final = "n=0; while sleep 0.02; do n=$((n+1)); echo $n >>/data/log || echo $n >>/lost; done"
+WRITER: Final = (
+    "touch /data/log; n=$(wc -l </data/log); "
+    "while sleep 0.02; do n=$((n+1)); echo $n >>/data/log || echo $n >>/lost; done"
+)
 LATE_S: Final = 20
 OTHERWISE_SHOWN: Final = {"CAP_NET_BIND_SERVICE", "CAP_SYS_RESOURCE"}
 """A test of its own; and what many virtual machines have taken away."""
@@ -45,15 +48,20 @@ def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
 def writer(machine: Machine, request: pytest.FixtureRequest) -> Iterator[str]:
     """Run a container that counts into a volume."""
     name = f"writer-{request.param}"
-    machine.run("docker", "volume", "create", "-d", "voldriver", "-o", f"driver={request.param}", name)
+    start_writer(machine, name, request.param)
+    yield name
+    machine.run("docker", "rm", "-f", name)
+    machine.run("docker", "volume", "rm", name)
+
+
+def start_writer(machine: Machine, name: str, driver: str) -> None:
+    """Start a container that counts into a volume; both have the name."""
+    machine.run("docker", "volume", "create", "-d", "voldriver", "-o", f"driver={driver}", name)
     machine.run(
         *("docker", "run", "-d", f"--name={name}", "--network=none", "--restart=always", "-v", f"{name}:/data"),
         *("bb", "sh", "-c", WRITER),
     )
     until(lambda: count(machine, name), "the writer to begin")
-    yield name
-    machine.run("docker", "rm", "-f", name)
-    machine.run("docker", "volume", "rm", name)
 
 
 def count(machine: Machine, name: str) -> int:

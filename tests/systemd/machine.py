@@ -17,7 +17,7 @@ from tests.world import until
 SUITE: Final = "bookworm"
 PACKAGES: Final = (
     *("systemd", "systemd-sysv", "dbus", "python3", "btrfs-progs", "e2fsprogs", "xfsprogs", "mount", "kmod"),
-    *("util-linux", "docker.io"),
+    *("util-linux", "docker.io", "python3-venv"),
 )
 BOOT_S: Final = 90.0
 """On a machine that other tests load; it was seen to take 3 s."""
@@ -43,11 +43,16 @@ WantedBy=sysinit.target
 class Machine:
     """One that is up from `__init__` to `close`."""
 
-    def __init__(self, base: Path) -> None:
-        """Make its root and boot it."""
+    def __init__(self, base: Path, *, is_bare: bool = False, bound: tuple[Path, ...] = ()) -> None:
+        """Make its root and boot it; a bare one has no daemon yet. `bound` can be read in it at the same place."""
         self.root = base / "machine"
+        self.services = ["docker.service", *([] if is_bare else [units.SERVICE.name])]
+        """What runs when it is up."""
+        self._bound = (units.CHECKOUT, *bound)
         self._log = (base / "console").open("wb")
         _make(self.root)
+        if not is_bare:
+            _put(self.root)
         self._loop: subprocess.Popen[bytes] | None = None
         self._boot()
 
@@ -94,7 +99,7 @@ class Machine:
         return self.run("journalctl", "--boot", "--unit=voldriverd.service", "--no-pager", "--output=cat")
 
     def wait(self) -> None:
-        """Wait until dockerd and the daemon are up."""
+        """Wait until all its services are up."""
         until(self._is_up, "the machine to be up", within_s=BOOT_S, pause_s=0.1)
 
     def reboot(self) -> None:
@@ -117,7 +122,7 @@ class Machine:
         make_mutable(self.root / "var/lib/voldriver/embedded")
 
     def _boot(self) -> None:
-        bound = [str(units.CHECKOUT), *({sys.prefix, sys.base_prefix} - {"/usr"})]
+        bound = [*map(str, self._bound), *({sys.prefix, sys.base_prefix} - {"/usr"})]
         argv = [
             *("systemd-nspawn", "--register=no", "--keep-unit", "--quiet", "--boot", f"--directory={self.root}"),
             *(f"--machine=voldriver-{os.getpid()}", "--capability=all", "--console=pipe", "--bind=/dev/loop-control"),
@@ -136,7 +141,7 @@ class Machine:
 
     def _is_up(self) -> bool:
         try:
-            done = self.call("systemctl", "is-active", "voldriverd.service", "docker.service")
+            done = self.call("systemctl", "is-active", *self.services)
         except ValueError:  # there is no first process yet
             return False
         return done.returncode == 0
@@ -151,17 +156,25 @@ class Machine:
 def _make(root: Path) -> None:
     argv = ["debootstrap", "--variant=minbase", f"--include={','.join(PACKAGES)}", SUITE, str(root)]
     subprocess.run(argv, check=True, stdout=subprocess.DEVNULL)
-    for unit in (units.SERVICE, *units.SOCKETS):
-        shutil.copy(unit, root / "usr/lib/systemd/system")
-    for kind in ("sysusers.d", "tmpfiles.d"):
-        shutil.copy(units.UNITS / kind / "voldriver.conf", root / "usr/lib" / kind)
-    for program in ("voldriverd", "voldriver"):
-        (root / "usr/bin" / program).symlink_to(Path(sys.prefix) / "bin" / program)
     (root / "etc/voldriver").mkdir()
     (root / "etc/docker").mkdir(exist_ok=True)
     (root / "etc/docker/daemon.json").write_text(_DOCKER)
     (root / "etc/systemd/system/cgroups.service").write_text(_CGROUPS)
     (root / "etc/voldriver/voldriver.toml").write_text(life.config(root / "srv/backups").replace(str(root), ""))
     (root / "srv/bb.tar").write_bytes(image())
-    enabled = ("voldriverd.service", "docker.service", "cgroups.service")
-    subprocess.run(["systemctl", f"--root={root}", "enable", *enabled], check=True, capture_output=True)
+    _enable(root, "docker.service", "cgroups.service")
+
+
+def _put(root: Path) -> None:
+    """Have it run this checkout as it is."""
+    for unit in (units.SERVICE, *units.SOCKETS):
+        shutil.copy(unit, root / "usr/lib/systemd/system")
+    for kind in ("sysusers.d", "tmpfiles.d"):
+        shutil.copy(units.UNITS / kind / "voldriver.conf", root / "usr/lib" / kind)
+    for program in ("voldriverd", "voldriver"):
+        (root / "usr/bin" / program).symlink_to(Path(sys.prefix) / "bin" / program)
+    _enable(root, units.SERVICE.name)
+
+
+def _enable(root: Path, *services: str) -> None:
+    subprocess.run(["systemctl", f"--root={root}", "enable", *services], check=True, capture_output=True)

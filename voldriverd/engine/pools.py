@@ -8,6 +8,7 @@ was opened. It is opened again, with all that recovery does, when it is back.
 """
 
 import json
+import os
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -107,9 +108,7 @@ class Pools:
 
     def available(self) -> list[Pool]:
         """Return the pools that are open and still there."""
-        for pool in self:
-            self._look(pool)
-        return [pool for pool in self if pool.driver is not None]
+        return [pool for pool in self if self._is_there(pool)]
 
     def watch(self, listener: Callable[[Pool], None]) -> None:
         """Have a function called with each pool whose health has changed or whose device was resized.
@@ -195,7 +194,7 @@ class Pools:
         if wanted not in self.drivers():
             valid = ", ".join(sorted(self.drivers()))
             raise Invalid(f"no pool is configured for driver {wanted!r}; valid: {valid}", field="driver")
-        candidates = [pool for pool in self.available() if pool.row.driver == wanted]
+        candidates = [pool for pool in self if pool.row.driver == wanted and self._is_there(pool)]
         if not candidates:
             reasons = "; ".join(f"{pool.row.name}: {pool.reason}" for pool in self if pool.row.driver == wanted)
             raise Unusable(f"no pool of driver {wanted} is available: {reasons}")
@@ -253,9 +252,13 @@ class Pools:
         self._store.commit(lambda write: write.add_pool(row))
         return row
 
+    def _is_there(self, pool: Pool) -> bool:
+        self._look(pool)
+        return pool.driver is not None
+
     def _look(self, pool: Pool) -> None:
         """Take a pool out of service that is not at its path any more: an empty directory must not be taken for it."""
-        if pool.driver is None or _identity(Path(pool.row.path)) == pool.identity:
+        if pool.driver is None or _identity(pool.row.path) == pool.identity:
             return
         pool.reason = _why_gone(Path(pool.row.path))
         pool.driver = None
@@ -273,9 +276,9 @@ def _unopened(row: model.Pool, spec: Spec | None) -> str:
     return "it is not opened yet" if spec is not None else f"it is not configured any more (it was at {row.path})"
 
 
-def _identity(path: Path) -> tuple[int, int] | None:
+def _identity(path: Path | str) -> tuple[int, int] | None:
     try:
-        status = path.stat()
+        status = os.stat(path)
     except OSError:  # it went away
         return None
     return status.st_dev, status.st_ino

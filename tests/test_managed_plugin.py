@@ -25,7 +25,7 @@ SCRIPT: Final = CHECKOUT / "scripts" / "plugin"
 NAME: Final = "voldriver"
 DRIVERS: Final = ("btrfs", "loop", "directory")
 ROOTFS_MAX_MIB: Final = 300
-"""It has 156 MiB with a Python that was built here, and fewer with Debian's."""
+"""It has 162 MiB with a Python that was built here, and fewer with Debian's."""
 
 
 def build(place: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
@@ -221,8 +221,8 @@ def test_volumes_outlive_the_plugin_and_dockerd_finds_them_with_the_next_one(hos
 def test_it_holds_what_it_runs_and_little_else(host: Host) -> None:
     files = [path.lstat() for path in (host.built / "rootfs").rglob("*")]
     assert sum(each.st_blocks * 512 for each in files) >> 20 < ROOTFS_MAX_MIB
-    done = subprocess.run(["chroot", host.built / "rootfs", "/usr/bin/voldriver", "--version"], check=True, text=True)
-    assert done.returncode == 0
+    library = host.built / "rootfs" / "usr" / "lib" / "voldriver"
+    assert list(library.glob("voldriverd/__pycache__/daemon.*.pyc")), "what is not compiled starts too late"
 
 
 def test_the_root_and_pools_elsewhere_are_bound_from_the_host(host: Host) -> None:

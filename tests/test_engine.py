@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 
 from tests.engines import Bench
+from tests.memory import Memory
 from voldriverd import model
 from voldriverd.driver import Capability, Key, TreeOptions
-from voldriverd.engine import failures, mounts, remembered, snapshots, space, trash, trees, upkeep, volumes
+from voldriverd.engine import failures, mounts, pools, remembered, snapshots, space, trash, trees, upkeep, volumes
 from voldriverd.engine.context import Limits
 from voldriverd.errors import Exists, InUse, Invalid, NotFound, Unsupported, Unusable
 from voldriverd.kernel import mount, tree
@@ -625,6 +626,29 @@ def test_a_start_looks_at_the_mount_table_as_often_for_many_volumes(
     looks.clear()
     bench.restart()
     assert len(looks) == few
+
+
+def test_a_new_pool_that_cannot_be_opened_says_why_each_time_and_opens_when_it_can(
+    bench: Bench, tmp_path: Path
+) -> None:
+    (tmp_path / "second").mkdir()
+    faults = iter([Unusable("the disk fails"), Unusable("the disk still fails")])
+
+    def make(root: Path) -> Memory:
+        if (err := next(faults, None)) is not None:
+            raise err
+        return Memory(root, bench.engine.mounts)
+
+    specs = [pools.Spec("second", "memory", tmp_path / "second", make)]
+    opened = pools.Pools(bench.store, specs, default_driver="memory")
+    reasons = []
+    for _ in range(3):
+        opened.open_all(lambda *_: None)
+        (second,) = [pool for pool in opened if pool.row.name == "second"]
+        reasons.append(second.reason)
+    assert ["the disk fails" in (reasons[0] or ""), "the disk still fails" in (reasons[1] or "")] == [True, True]
+    assert second.driver is not None
+    assert [row.name for row in bench.store.pools()] == ["memory", "second"]
 
 
 def test_links_are_mended_at_start(bench: Bench) -> None:

@@ -163,10 +163,10 @@ class Pools:
             known = next((pool for pool in self._pools.values() if pool.row.name == spec.name), None)
             if known is not None and known.driver is not None:
                 continue
-            is_new = known is None or known.row.id < 0
+            row = next((row for row in self._store.pools() if row.name == spec.name), None)
             try:
-                pool, driver = self._open(spec, None if known is None or is_new else known.row)
-                if known is not None and is_new:
+                pool, driver = self._open(spec, row)
+                if known is not None and known.row.id < 0:
                     del self._pools[known.row.id]
                 known = self._pools[pool.row.id] = pool
                 recover(pool, driver)

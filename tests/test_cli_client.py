@@ -252,6 +252,13 @@ def test_work_that_comes_to_nothing_is_status_1(
     assert (result.exit_code, result.stdout, result.stderr) == (1, "", f"voldriver: {text}\n")
 
 
+def test_work_that_failed_before_it_was_answered_is_status_1_too() -> None:
+    failed = VOLUME | {"transitioning": "error", "transitioningMessage": "the disk is full"}
+    with pretending([(201, body(failed))], []) as url:
+        result = CliRunner().invoke(client.main, ["--url", url, "volume", "create", "db", "-d", "btrfs"])
+    assert (result.exit_code, result.stdout, result.stderr) == (1, "", "voldriver: the disk is full\n")
+
+
 def test_who_may_not_connect_is_told_about_the_group(monkeypatch: pytest.MonkeyPatch) -> None:
     def connect(_: object) -> None:
         raise PermissionError(errno.EACCES, "Permission denied")

@@ -64,7 +64,7 @@ class Session:
             time.sleep(pause_s)
             pause_s = min(2 * pause_s, _POLL_MAX_S)
             resource = self.connection.get(resource_path(f"{resource['type']}s", resource["id"]))
-        if resource["transitioning"] == "error" and first["transitioning"] == "yes":
+        if resource["transitioning"] == "error":  # it may have failed before the first answer was written
             raise Unusable(resource["transitioningMessage"] or f"{resource['type']} {resource['id']} has failed")
         kept = {name: value for name, value in first.items() if value is not None and resource.get(name) is None}
         return resource | {name: kept[name] for name in kept.keys() & {"displacedSnapshotId"}}

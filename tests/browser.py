@@ -19,6 +19,8 @@ TIMEOUT_S: Final = 60.0
 """On a machine that other tests load."""
 _TICK_S: Final = 0.01
 _ELEMENT: Final = "element-6066-11e4-a52e-4f735466cecf"
+_GOING: Final = "does not belong to the document"
+"""What chromedriver says of an element whose page goes at that moment, in place of "stale element reference"."""
 _FLAGS: Final = (
     "--headless=new",
     "--no-sandbox",
@@ -163,7 +165,7 @@ class Browser:
         self._connection.request(method, f"/{path}", None if fields is None else json.dumps(fields))
         response = self._connection.getresponse()
         value = json.loads(response.read())["value"]
-        if response.status == 404 and value["error"] == "stale element reference":
+        if response.status != 200 and (value["error"] == "stale element reference" or _GOING in value["message"]):
             raise LookupError(value["message"])
         assert response.status == 200, value
         return value

@@ -5,6 +5,9 @@ has temporary directories of its own, and the check that nothing is left behind 
 What asserts how long something takes runs last, in one lane while the other has ended.
 """
 
+import ctypes
+import os
+from pathlib import Path
 from typing import Final
 
 import pytest
@@ -33,6 +36,12 @@ ALONE: Final = {
 }
 """The tests that promise how soon something is done, and what they promise; the others wait for much longer."""
 _ALONE: Final = "alone"
+_CLONE_NEWNS: Final = 0x20000
+_MS_REC: Final = 1 << 14
+_MS_PRIVATE: Final = 1 << 18
+_MS_SHARED: Final = 1 << 20
+"""linux/sched.h, linux/mount.h"""
+_libc = ctypes.CDLL(None, use_errno=True)
 
 
 class Lanes(LoadScopeScheduling):  # type: ignore[misc]  # it has no types
@@ -62,6 +71,21 @@ def piece(nodeid: str) -> str:
         return _ALONE
     file = nodeid.partition("::")[0]
     return next((each for each in FIRST if file.startswith(each)), file)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Give a lane a mount namespace of its own: a copy of its mounts, as anything may have, keeps none of others busy."""
+    if hasattr(config, "workerinput") and os.geteuid() == 0:
+        _unshare_mounts()
+
+
+def _unshare_mounts() -> None:
+    root = next(line for line in Path("/proc/self/mountinfo").read_text().splitlines() if line.split()[4] == "/")
+    flags = [_MS_PRIVATE, *([_MS_SHARED] if " shared:" in root else [])]  # then as it was, but among ourselves
+    if _libc.unshare(_CLONE_NEWNS) < 0 or any(
+        _libc.mount(None, b"/", None, _MS_REC | flag, None) < 0 for flag in flags
+    ):
+        raise OSError(ctypes.get_errno(), "cannot make a mount namespace")
 
 
 @pytest.hookimpl(trylast=True)

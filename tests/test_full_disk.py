@@ -87,10 +87,10 @@ def test_a_verb_whose_commit_fails_leaves_everything_as_it_was(
     before = bench.driver.trees(), bench.tree_rows()
     commit, commits = bench.store.commit, iter(range(100))
 
-    def fail(change: Callable[[Any], Any], *, is_vital: bool = False) -> Any:
+    def fail(change: Callable[[Any], Any], **how: bool) -> Any:
         if next(commits) == failing:
             raise Unusable("cannot write database: database or disk is full")
-        return commit(change, is_vital=is_vital)
+        return commit(change, **how)
 
     monkeypatch.setattr(bench.store, "commit", fail)
     with pytest.raises(Unusable, match="database or disk is full"):

@@ -19,7 +19,7 @@ def work():
     begun = time.monotonic()
     time.sleep(0.2)
     with Path({log!r}).open("a") as file:
-        print({name!r}, os.environ["PYTEST_XDIST_WORKER"], begun, time.monotonic(), file=file)
+        print({name!r}, os.environ["PYTEST_XDIST_WORKER"], begun, time.monotonic(), os.readlink("/proc/self/ns/mnt"), file=file)
 
 {tests}
 """
@@ -51,10 +51,13 @@ class Run:
         assert len(self._lines) == len(tests)
 
     def lanes(self, prefix: str = "") -> set[str]:
-        return {lane for name, lane, _, _ in self._lines if name.startswith(prefix)}
+        return {lane for name, lane, *_ in self._lines if name.startswith(prefix)}
+
+    def namespaces(self) -> set[str]:
+        return {namespace for *_, namespace in self._lines}
 
     def times(self, name: str) -> tuple[float, float]:
-        found = [(float(begun), float(ended)) for each, _, begun, ended in self._lines if each == name]
+        found = [(float(begun), float(ended)) for each, _, begun, ended, _ in self._lines if each == name]
         return min(found)[0], max(found)[1]
 
 
@@ -72,6 +75,13 @@ def test_what_measures_runs_alone_and_last_and_files_that_share_a_fixture_in_one
     alone = [run.times(file_of(name)) for name in (one, two)]
     assert max(run.times(file_of(name))[1] for name in others) <= min(begun for begun, _ in alone)
     assert max(begun for begun, _ in alone) >= min(ended for _, ended in alone)
+
+
+@pytest.mark.root
+def test_each_lane_has_a_mount_namespace_of_its_own(tmp_path: Path) -> None:
+    run = Run(tmp_path, *(f"tests/test_{number}.py::test_it" for number in range(4)))
+    assert len(run.lanes()) == len(run.namespaces()) == 2
+    assert os.readlink("/proc/self/ns/mnt") not in run.namespaces()
 
 
 def test_one_lane_runs_everything(tmp_path: Path) -> None:

@@ -65,6 +65,9 @@ def test_every_library_that_is_imported_is_a_dependency() -> None:
         for name in test_layers.imported(ast.parse((CHECKOUT / module).read_text()))
     }
     owners = packages_distributions()
-    imported = {owners[name][0].lower() for name in names - sys.stdlib_module_names - {"voldriverd", "drivers"}}
+    imported = {
+        re.sub("[_.]", "-", owners[name][0].lower())
+        for name in names - sys.stdlib_module_names - {"voldriverd", "drivers"}
+    }
     dependencies = {re.split(r"[^a-z0-9-]", text.lower())[0] for text in PROJECT["dependencies"]}
     assert imported - dependencies == set()

@@ -74,7 +74,7 @@ def piece(nodeid: str) -> str:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Give a lane a mount namespace of its own: a copy of its mounts, as anything may have, keeps none of others busy."""
+    """Give a lane a mount namespace of its own: who has a copy of its mounts keeps none of the other lane's busy."""
     if hasattr(config, "workerinput") and os.geteuid() == 0:
         _unshare_mounts()
 
@@ -82,9 +82,8 @@ def pytest_configure(config: pytest.Config) -> None:
 def _unshare_mounts() -> None:
     root = next(line for line in Path("/proc/self/mountinfo").read_text().splitlines() if line.split()[4] == "/")
     flags = [_MS_PRIVATE, *([_MS_SHARED] if " shared:" in root else [])]  # then as it was, but among ourselves
-    if _libc.unshare(_CLONE_NEWNS) < 0 or any(
-        _libc.mount(None, b"/", None, _MS_REC | flag, None) < 0 for flag in flags
-    ):
+    done = [_libc.unshare(_CLONE_NEWNS), *(_libc.mount(None, b"/", None, _MS_REC | flag, None) for flag in flags)]
+    if any(done):
         raise OSError(ctypes.get_errno(), "cannot make a mount namespace")
 
 

@@ -19,7 +19,8 @@ def work():
     begun = time.monotonic()
     time.sleep(0.2)
     with Path({log!r}).open("a") as file:
-        print({name!r}, os.environ["PYTEST_XDIST_WORKER"], begun, time.monotonic(), os.readlink("/proc/self/ns/mnt"), file=file)
+        place = os.environ["PYTEST_XDIST_WORKER"], os.readlink("/proc/self/ns/mnt")
+        print({name!r}, place[0], begun, time.monotonic(), place[1], file=file)
 
 {tests}
 """

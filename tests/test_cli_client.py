@@ -259,6 +259,13 @@ def test_work_that_failed_before_it_was_answered_is_status_1_too() -> None:
     assert (result.exit_code, result.stdout, result.stderr) == (1, "", "voldriver: the disk is full\n")
 
 
+def test_what_was_backed_up_last_comes_last_whatever_its_id() -> None:
+    listed = [{"id": f"1b{number}", "takenTS": taken} for number, taken in ((1, 3_000), (2, 1_000), (3, 2_000))]
+    with pretending([(200, body({"data": listed, "pagination": {"next": None}}))], []) as url:
+        result = CliRunner().invoke(client.main, ["--url", url, "backup", "ls", "--quiet"])
+    assert (result.exit_code, result.stdout) == (0, "1b2\n1b3\n1b1\n")
+
+
 def test_who_may_not_connect_is_told_about_the_group(monkeypatch: pytest.MonkeyPatch) -> None:
     def connect(_: object) -> None:
         raise PermissionError(errno.EACCES, "Permission denied")

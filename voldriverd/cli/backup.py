@@ -44,11 +44,12 @@ def create(session: Session, *, source: str, target: str | None, name: str | Non
 @parameters.quiet
 @click.pass_obj
 def list_(session: Session, *, volume: str | None, target: str | None, quiet: bool) -> None:
-    """List the backups that are known here, of one volume or all."""
+    """List the backups that are known here, of one volume or all; what was taken last comes last."""
     filters = {} if volume is None else {"volumeId": session.volume(volume)["id"]}
     if target is not None:
         filters["backupTargetId"] = session.target(target)["id"]
     backups = session.connection.list("backups", **filters)
+    backups.sort(key=lambda backup: backup["takenTS"])  # ids say when a backup came to be known here
     if session.is_json:
         show.as_json(backups)
     elif quiet:

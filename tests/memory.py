@@ -143,7 +143,7 @@ class Memory:
         for back in (self._root / "back").iterdir():
             tree.vanish(back)
         for mark in (self._root / "created").iterdir():
-            mark.unlink()
+            mark.unlink(missing_ok=True)
         self._switch.step("after sync")
 
     def reclaim(self) -> bool:

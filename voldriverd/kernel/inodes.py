@@ -29,6 +29,7 @@ UNSENT: Final = (
 
 _INODE_ITEM_KEY: Final = 1
 _EXTENT_DATA_KEY: Final = 108
+_TRANSID_AT: Final = 8
 _FLAGS_AT: Final = 64
 """In struct btrfs_inode_item."""
 _COMPRESSION_AT: Final = 16
@@ -71,13 +72,15 @@ def count_flagged(fd: int, flags: int, *, since: int = 0) -> int:
 def with_data(fd: int, *, since: int = 0) -> Iterator[int]:
     """Yield the files of the subvolume of a descriptor whose data begins on the disk, not compressed; by their numbers.
 
-    In ascending order, and with `since` as `count_flagged`. Raises OSError.
+    In ascending order; with `since` only those that were changed in that generation or later. Raises OSError.
     """
-    last = 0
+    wanted = 0
     for inode, kind, item in _items(fd, since):
-        if kind != _EXTENT_DATA_KEY or inode == last:
+        if kind == _INODE_ITEM_KEY:
+            wanted = inode if struct.unpack_from("<Q", item, _TRANSID_AT)[0] >= since else 0
+        if kind != _EXTENT_DATA_KEY or inode != wanted:
             continue
-        last = inode
+        wanted = 0
         is_on_disk = item[_TYPE_AT] == _FILE_EXTENT_REG and any(item[_PLACE_AT : _PLACE_AT + 8])
         if is_on_disk and not item[_COMPRESSION_AT]:
             yield inode

@@ -39,8 +39,9 @@ MAY_IMPORT: Final = {
     "usages": WORDS | {"engine", "runner"},
     "jobs": {"errors"},
     "backups": WORDS | {"backup", "engine", "jobs", "locks", "logs", "threads", "runner", "store", "verbs"},
-    "restores": WORDS | {"backup", "engine", "jobs", "locks", "threads", "runner", "store"},
-    "imports": WORDS | {"engine", "jobs", "locks", "threads", "runner"},
+    "arrivals": WORDS | {"engine", "jobs", "locks", "threads", "runner"},
+    "restores": WORDS | {"arrivals", "backup", "engine", "jobs"},
+    "imports": WORDS | {"arrivals", "engine", "jobs"},
     "service": WORDS
     | {"backups", "engine", "imports", "jobs", "locks", "logs", "restores", "runner", "stalls", "store", "usages"}
     | {"verbs"},
@@ -64,6 +65,7 @@ ASYNC: Final = {
     "api",
     "backups",
     "metrics",
+    "arrivals",
     "restores",
     "imports",
     "service",

@@ -10,7 +10,7 @@ from typing import Final, TypeVar
 import pytest
 
 from tests.engines import Bench, bench_on
-from voldriverd import model, names
+from voldriverd import arrivals, model, names
 from voldriverd import restores as service_restores
 from voldriverd.driver import Driver, Key
 from voldriverd.engine import backups, creation, restores, snapshots, space, supplies, targets
@@ -313,7 +313,7 @@ def test_trash_goes_for_a_restore_that_is_short_of_space(
 def test_only_so_many_bring_data_at_a_time_and_who_waits_can_be_cancelled(
     bench: Bench, backup: model.Backup, gate: Gate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(service_restores, "AT_ONCE", 1)
+    monkeypatch.setattr(arrivals, "AT_ONCE", 1)
     volume = bench.volume("db")
 
     async def use(service: Service) -> None:
@@ -402,7 +402,7 @@ def test_a_new_volume_that_fails_before_the_answer_was_never_there(
 def test_a_target_that_does_not_answer_is_not_waited_for_without_end(
     bench: Bench, backup: model.Backup, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(service_restores, "LOOK_S", 0.05)
+    monkeypatch.setattr(service_restores, "ANSWER_S", 0.05)
     look = supplies.look
 
     def look_late(engine: Engine, backup: model.Backup, *, work: supplies.Work, what: str) -> supplies.Supply:

@@ -1,82 +1,36 @@
-"""The async face of restores: what runs while a volume is RESTORING, and what waits for that.
-
-A restore holds its volume's lock only to begin and to end; meanwhile the volume's state keeps other verbs off it. It is
-listed among the jobs, under the volume's id, until it has ended.
-"""
+"""The async face of restores: what runs while a volume is RESTORING, and what waits for that."""
 
 import asyncio
 import functools
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
-from dataclasses import replace
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import Final, TypeVar
 
 from voldriverd import model, names
-from voldriverd.engine import creation, restores, snapshots, space, supplies, use, volumes
-from voldriverd.engine.context import Engine
+from voldriverd.arrivals import END_WAIT_S, LOOK_S, Arrivals, shown
+from voldriverd.engine import creation, restores, snapshots, supplies, use, volumes
 from voldriverd.errors import Error, InUse, NotFound, Unusable
-from voldriverd.jobs import Job, Jobs
-from voldriverd.locks import Locks
+from voldriverd.jobs import Job
 from voldriverd.model import VolumeState
-from voldriverd.runner import Runner, as_cause
-from voldriverd.threads import Threads
 
 _log = logging.getLogger(__name__)
 _T = TypeVar("_T")
 
-AT_ONCE: Final = 4
-"""How many bring data at a time; others wait, and each volume says so."""
-THREADS: Final = 10
-"""Those that bring, and who looks at targets, which may not answer for a while: no other verb waits for either."""
-WAIT_S: Final = 5.0
-"""How long a restore waits for a verb that works on its volume before it begins."""
-LOOK_S: Final = 40.0
+ANSWER_S: Final = 40.0
 """How long a target may take until it is known whether a backup is complete: dockerd waits 60 s for `Create`."""
-END_WAIT_S: Final = 3_600.0
-"""The same for its end: what it has done is not thrown away for a verb that takes long."""
 RETRY_S: Final = 60.0
 """How long after a failure a new volume that was promised before a crash is restored again; each time twice as long."""
 RETRY_MAX_S: Final = 3_600.0
 
-_LOOK_S: Final = 0.2
-"""How soon a pause ends that is of no use any more."""
-_VERB: Final = "restore"
 
-
-class Restores:
+class Restores(Arrivals):
     """Runs restores; lives on one event loop."""
 
-    def __init__(
-        self,
-        engine: Engine,
-        runner: Runner,
-        locks: Locks,
-        jobs: Jobs,
-        *,
-        relieve: Callable[[model.PoolId], Awaitable[None]],
-    ) -> None:
-        """Run nothing yet; `relieve` destroys trash in a pool that is short of space."""
-        self._engine = engine
-        self._runner = runner
-        self._locks = locks
-        self._jobs = jobs
-        self._relieve = relieve
-        self._ended: dict[model.VolumeId, asyncio.Event] = {}
-        self._threads = Threads(THREADS, _VERB)
-        self._bringing = 0
-
-    async def stop(self, *, within_s: float) -> bool:
-        """Have all restores end, and wait for that; tells whether they have. The next start takes new volumes up."""
-        self._jobs.stop()
-        begun_s = time.monotonic()
-        ends = [asyncio.create_task(ended.wait()) for ended in self._ended.values()]
-        if ends:
-            _, late = await asyncio.wait(ends, timeout=within_s)
-            for each in late:
-                each.cancel()
-        return await self._threads.stop(within_s=max(0.0, within_s - (time.monotonic() - begun_s)))
+    verb = "restore"
+    threads = 10
+    """Those that bring, and who looks at targets, which may not answer for a while: no other verb waits for either."""
 
     async def restore(
         self,
@@ -93,7 +47,7 @@ class Restores:
         """
         return await self._runner.answered(
             lambda begun: self._restore(volume_id, backup_id, begun, allow_holes=allow_holes),
-            lambda reverted: _shown(reverted[0].id),
+            lambda reverted: shown(reverted[0].id),
             answer_s=answer_s,
         )
 
@@ -116,7 +70,7 @@ class Restores:
                     return existing
                 backup = await self._runner.in_thread(restores.backup_of, self._engine, source, what)
                 job = stack.enter_context(self._going(volume_id, _uses(backup)))
-                supply = await stack.enter_async_context(self._supplied(backup, job, what, within_s=LOOK_S))
+                supply = await stack.enter_async_context(self._supplied(backup, job, what, within_s=ANSWER_S))
                 begin = functools.partial(restores.begin_create, self._engine, request, volume_id, supply)
                 plan = await self._locked(volume_id, what, begin)
             begun(plan.volume)
@@ -127,17 +81,6 @@ class Restores:
                     await self._give_up_new(plan.volume)
                 raise
 
-    async def cancel(self, volume_id: model.VolumeId) -> model.Volume:
-        """End a restore: an existing volume rests as it was before, a new one is gone. Raises NotFound: none runs."""
-        volume = self._row(volume_id)
-        job, ended = self._jobs.get(_shown(volume_id)), self._ended.get(volume_id)
-        if job is None or ended is None:
-            raise NotFound(f"cannot cancel the restore of volume {volume.name}: none is running")
-        job.cancel()
-        await ended.wait()
-        gone = replace(volume, state=VolumeState.PURGED, key=None, removed_at=self._engine.now())
-        return self._engine.store.volume(volume_id) or gone
-
     def is_new(self, volume: model.Volume) -> bool:
         """Tell whether a volume is being restored that never had anything else in it; to remove it is to cancel."""
         return volume.state is VolumeState.RESTORING and restores.is_new(volume)
@@ -147,9 +90,10 @@ class Restores:
 
         Raises InUse, saying how far it is.
         """
-        job, ended = self._jobs.get(_shown(volume.id)), self._ended.get(volume.id)
-        if volume.state is not VolumeState.RESTORING or job is None or ended is None:
+        running = self._running(volume.id)
+        if volume.state is not VolumeState.RESTORING or running is None:
             return within_s
+        job, ended = running
         end_s = time.monotonic() + within_s
         try:
             async with asyncio.timeout(within_s):
@@ -178,8 +122,8 @@ class Restores:
         if backup is None:
             raise NotFound(f"{what}: there is no backup 1b{backup_id}")
         with self._going(volume_id, _uses(backup)) as job:
-            self._runner.forget_fault(_shown(volume_id))
-            async with self._supplied(backup, job, what, within_s=LOOK_S) as supply:
+            self._runner.forget_fault(shown(volume_id))
+            async with self._supplied(backup, job, what, within_s=ANSWER_S) as supply:
 
                 def begin() -> snapshots.Displacing:
                     return restores.begin(self._engine, self._row(volume_id), supply, allow_holes=allow_holes)
@@ -251,17 +195,6 @@ class Restores:
         async with self._supplied(backup, job, what) as supply:
             await self._bring_new(volume, supply, job)
 
-    @contextmanager
-    def _going(self, volume_id: model.VolumeId, uses: frozenset[str]) -> Iterator[Job]:
-        """List a restore for the block, and let go who waits for its end. Raises InUse: one is running."""
-        with self._jobs.running(_shown(volume_id), _VERB, uses=uses) as job:
-            ended = self._ended[volume_id] = asyncio.Event()
-            try:
-                yield job
-            finally:
-                del self._ended[volume_id]
-                ended.set()
-
     @asynccontextmanager
     async def _supplied(
         self, backup: model.Backup, job: Job, what: str, *, within_s: float | None = None
@@ -280,38 +213,6 @@ class Restores:
         finally:
             await self._threads.submit(supply.close)
 
-    async def _in_turn(self, job: Job, bring: Callable[[], _T]) -> _T:
-        """Bring data when others have left room for that."""
-        job.waits_for = "other restores"
-        while self._bringing >= AT_ONCE and not job.cancelled.is_set():  # noqa: ASYNC110 - any thread may set that event
-            await asyncio.sleep(_LOOK_S)
-        job.waits_for = None
-        self._bringing += 1
-        try:
-            return await self._threads.submit(as_cause, _VERB, bring)
-        finally:
-            self._bringing -= 1
-
-    async def _relieved(self, volume_id: model.VolumeId, what: str, begin: Callable[[], _T]) -> _T:
-        """Begin something under a volume's lock; once more if trash had to be destroyed for its space first."""
-        try:
-            return await self._locked(volume_id, what, begin)
-        except space.Shortage as err:
-            await self._relieve(err.pool_id)
-        return await self._locked(volume_id, what, begin)
-
-    async def _locked(
-        self, volume_id: model.VolumeId, what: str, work: Callable[[], _T], *, wait_s: float = WAIT_S
-    ) -> _T:
-        async with self._locks.hold(volume_id, _VERB, what=what, wait_s=wait_s):
-            return await self._runner.run(_VERB, work)
-
-    def _row(self, volume_id: model.VolumeId) -> model.Volume:
-        volume = self._engine.store.volume(volume_id)
-        if volume is None:
-            raise NotFound(f"there is no volume {_shown(volume_id)}")
-        return volume
-
 
 async def _pause(job: Job, pause_s: float, reason: str) -> None:
     """Wait before the next try, or until nobody wants it any more."""
@@ -319,7 +220,7 @@ async def _pause(job: Job, pause_s: float, reason: str) -> None:
     job.waits_for = f"another try in {names.format_duration(int(pause_s))}: {reason}"
     end_s = time.monotonic() + pause_s
     while time.monotonic() < end_s and not job.cancelled.is_set():  # noqa: ASYNC110 - any thread may set that event
-        await asyncio.sleep(_LOOK_S)
+        await asyncio.sleep(LOOK_S)
     job.waits_for = None
 
 
@@ -331,16 +232,12 @@ def _stops(job: Job) -> bool:
 def _reason(err: Exception, volume: model.Volume) -> str:
     if isinstance(err, Error):
         return str(err)
-    _log.error("verb=%s volume=%s result=internal error", _VERB, volume.name, exc_info=err)
+    _log.error("verb=restore volume=%s result=internal error", volume.name, exc_info=err)
     return f"{_what(volume)}: internal error of voldriverd"
 
 
 def _what(volume: model.Volume) -> str:
     return f"cannot restore volume {volume.name}"
-
-
-def _shown(volume_id: model.VolumeId) -> str:
-    return f"1v{volume_id}"
 
 
 def _uses(backup: model.Backup) -> frozenset[str]:

@@ -8,7 +8,6 @@ go on, and the next start finds them. This is the only importer of `drivers`.
 
 import asyncio
 import faulthandler
-import fcntl
 import functools
 import logging
 import os
@@ -302,17 +301,14 @@ def _say_ready(config: configuration.Config, engine: Engine) -> None:
 
 @contextmanager
 def _lock(root: Path) -> Iterator[None]:
-    """Hold the root for one daemon (flock(2): it goes with the process). Raises InUse."""
+    """Hold the root for one daemon. Raises InUse."""
     root.mkdir(0o711, parents=True, exist_ok=True)
-    fd = os.open(root / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
+    with ExitStack() as stack:
         try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            stack.enter_context(fs.locked(root / "lock"))
         except BlockingIOError as err:
             raise InUse(f"cannot use root {root}: another voldriverd does") from err
         yield
-    finally:
-        os.close(fd)
 
 
 def _configured(config: configuration.Config) -> list[pools.Spec]:

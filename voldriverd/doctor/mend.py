@@ -3,17 +3,16 @@
 While no daemon runs the root is held as a daemon holds it, so that none starts in the middle.
 """
 
-import fcntl
 import os
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Final
 
 from voldriverd.doctor import loops, sockets
 from voldriverd.doctor.finding import Act, Finding, Fix
 from voldriverd.errors import InUse
-from voldriverd.kernel import loop, mount
+from voldriverd.kernel import fs, loop, mount
 
 
 @contextmanager
@@ -22,15 +21,12 @@ def alone(root: Path) -> Iterator[None]:
     if not root.is_dir():
         yield
         return
-    fd = os.open(root / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
+    with ExitStack() as stack:
         try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            stack.enter_context(fs.locked(root / "lock"))
         except BlockingIOError as err:
             raise InUse(f"cannot mend anything in {root}: a daemon has started meanwhile; try again") from err
         yield
-    finally:
-        os.close(fd)
 
 
 def mend(findings: list[Finding]) -> Iterator[tuple[Fix, str]]:

@@ -5,8 +5,11 @@ Durable means: fsync the file, rename, fsync the directory. That order stands he
 
 import ctypes
 import errno
+import fcntl
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
@@ -123,6 +126,20 @@ def make_directory(path: Path, *, mode: int) -> None:
         return
     path.chmod(mode)  # the umask does not apply
     sync_directory(path.parent)
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Have a file, made if need be, locked for the block (flock(2): the lock goes with the process).
+
+    Raises BlockingIOError (another has it locked) and OSError.
+    """
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(fd)
 
 
 def reflink(source_fd: int, target_fd: int) -> None:

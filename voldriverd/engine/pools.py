@@ -159,13 +159,13 @@ class Pools:
         Only then can verbs reach it, so that none runs beside its recovery. A pool that fails stays
         unavailable with the reason; no Error passes.
         """
+        rows = {row.name: row for row in self._store.pools()}  # what opening a pool adds is of its own name
         for spec in self._specs.values():
             known = next((pool for pool in self._pools.values() if pool.row.name == spec.name), None)
             if known is not None and known.driver is not None:
                 continue
-            row = next((row for row in self._store.pools() if row.name == spec.name), None)
             try:
-                pool, driver = self._open(spec, row)
+                pool, driver = self._open(spec, rows.get(spec.name))
                 if known is not None and known.row.id < 0:
                     del self._pools[known.row.id]
                 known = self._pools[pool.row.id] = pool

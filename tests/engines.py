@@ -7,7 +7,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Final, TypeVar
 
-from tests.memory import Memory, Switch, lose_power
+from tests.memory import Memory, PowerCut, Switch, lose_power
 from tests.scratch import unmount_under
 from voldriverd import model, names, store
 from voldriverd.driver import Key, TreeOptions
@@ -99,6 +99,18 @@ class Bench:
     def close(self) -> None:
         if hasattr(self, "store"):
             self.store.close()
+
+    def is_cut(self, step: int, work: Callable[[], object]) -> bool:
+        """Do something with the power cut before a step, if it has so many; tell whether it was cut."""
+        self.switch.steps.clear()
+        self.switch.cut_at = step
+        try:
+            work()
+        except PowerCut:
+            return True
+        finally:
+            self.switch.cut_at = None
+        return False
 
     def lose_power(self, loss: str) -> None:
         """Leave on the disks what one of LOSSES may leave."""

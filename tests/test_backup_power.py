@@ -12,7 +12,6 @@ import pytest
 
 from tests import backing
 from tests.engines import Bench
-from tests.memory import PowerCut
 from voldriverd import model
 from voldriverd.engine import backups, keeping, targets, trash
 from voldriverd.jobs import Job
@@ -118,14 +117,7 @@ def test_a_cut_at_every_step_leaves_whole_backups_and_no_others(bench: Bench, na
     for step in range(STEPS_MAX):
         bench.renew()
         _prepare(bench)
-        bench.switch.steps.clear()
-        bench.switch.cut_at = step
-        was_cut = False
-        try:
-            verb.run(bench)
-        except PowerCut:
-            was_cut = True
-        bench.switch.cut_at = None
+        was_cut = bench.is_cut(step, lambda: verb.run(bench))
         steps = list(bench.switch.steps)
         bench.unmount_all()
         bench.lose_power(loss)

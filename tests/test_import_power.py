@@ -13,7 +13,7 @@ import pytest
 
 from drivers import archive
 from tests.engines import Bench
-from tests.memory import Memory, PowerCut
+from tests.memory import Memory
 from voldriverd import model, names
 from voldriverd.driver import Adopted, Key, Stream, TreeOptions
 from voldriverd.engine import adoption, creation
@@ -70,18 +70,6 @@ def adopt_instantly(self: Memory, key: Key, source: Path, options: TreeOptions, 
     return Adopted.INSTANT
 
 
-def _is_cut(bench: Bench, step: int, work: Callable[[], object]) -> bool:
-    bench.switch.steps.clear()
-    bench.switch.cut_at = step
-    try:
-        work()
-    except PowerCut:
-        return True
-    finally:
-        bench.switch.cut_at = None
-    return False
-
-
 def _check_rest(bench: Bench, where: str) -> None:
     bench.upkeep()
     (pool,) = bench.engine.pools
@@ -107,7 +95,7 @@ def test_a_new_volume_is_whole_or_absent(
     seen = set()
     for step in range(STEPS_MAX):
         bench.renew()
-        was_cut = _is_cut(bench, step, ways[kind])
+        was_cut = bench.is_cut(step, ways[kind])
         where = f"after {bench.switch.steps}"
         bench.unmount_all()
         bench.lose_power(loss)

@@ -10,7 +10,6 @@ from typing import Final
 import pytest
 
 from tests.engines import LOSSES, Bench
-from tests.memory import PowerCut
 from voldriverd import model
 from voldriverd.driver import Key
 from voldriverd.engine import snapshots, trash, volumes
@@ -165,14 +164,7 @@ def test_a_cut_at_every_step_leaves_what_was_promised(bench: Bench, name: str, l
     for step in range(STEPS_MAX):
         bench.renew()
         told = _prepare(bench)
-        bench.switch.steps.clear()
-        bench.switch.cut_at = step
-        was_cut = False
-        try:
-            verb.run(bench)
-        except PowerCut:
-            was_cut = True
-        bench.switch.cut_at = None
+        was_cut = bench.is_cut(step, lambda: verb.run(bench))
         steps = list(bench.switch.steps)
         if not was_cut:
             verb.done(told)
@@ -234,17 +226,12 @@ def _check_unsure(bench: Bench, unsure: frozenset[str], where: str) -> None:
 def test_a_retried_create_after_a_cut_succeeds(bench: Bench) -> None:
     for step in range(STEPS_MAX):
         bench.renew()
-        bench.switch.cut_at = step
-        try:
-            bench.create("db")
-        except PowerCut:
-            bench.switch.cut_at = None
-            bench.lose_power("all")
-            bench.restart()
-            bench.create("db")
-            assert bench.read("db") == ""
-            continue
-        return
+        if not bench.is_cut(step, lambda: bench.create("db")):
+            return
+        bench.lose_power("all")
+        bench.restart()
+        bench.create("db")
+        assert bench.read("db") == ""
     pytest.fail("create has no end")
 
 
@@ -275,10 +262,7 @@ def test_a_tree_that_is_lost_is_said_and_refuses_to_mount(bench: Bench) -> None:
 def test_a_volume_begun_from_a_source_that_is_gone_leaves_no_row(bench: Bench) -> None:
     bench.create("db")
     bench.write("db", "one")
-    bench.switch.cut_at = len(bench.switch.steps) + 1  # after the commit of begin
-    with pytest.raises(PowerCut):
-        bench.create("new", **{"from": "db"})
-    bench.switch.cut_at = None
+    assert bench.is_cut(1, lambda: bench.create("new", **{"from": "db"}))  # after the commit of begin
     bench.driver.remove(bench.volume("db").tree)
     bench.driver.sync()
     bench.restart()

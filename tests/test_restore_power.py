@@ -11,7 +11,6 @@ from typing import Final
 import pytest
 
 from tests.engines import Bench
-from tests.memory import PowerCut
 from tests.restoring import restore, restore_as
 from voldriverd import model
 from voldriverd.engine import backups, restores, snapshots, supplies, targets
@@ -45,7 +44,6 @@ def prepared(bench: Bench, tmp_path: Path) -> Iterator[Callable[[], model.Backup
         assert made[1].parent_uuid == made[0].uuid
         bench.write("db", "now")
         bench.upkeep()
-        bench.switch.steps.clear()
         return made[1]
 
     yield prepare
@@ -58,19 +56,6 @@ def _backup(bench: Bench, target: model.Target, says: str) -> model.Backup:
     made = backups.finish(bench.engine, backups.begin(bench.engine, snapshot, target, backups.Wish()), Job("backup"))
     assert made.state is model.BackupState.CREATED, made.message
     return made
-
-
-def _is_cut(bench: Bench, step: int, work: Callable[[], object]) -> bool:
-    """Do something with the power cut before a step, if it has so many; tell whether it was cut."""
-    bench.switch.steps.clear()
-    bench.switch.cut_at = step
-    try:
-        work()
-    except PowerCut:
-        return True
-    finally:
-        bench.switch.cut_at = None
-    return False
 
 
 def _recover(bench: Bench, loss: str) -> None:
@@ -108,7 +93,7 @@ def test_an_existing_volume_is_as_before_or_as_restored(
     seen = set()
     for step in range(STEPS_MAX):
         backup = prepared()
-        was_cut = _is_cut(bench, step, lambda: restore(bench.engine, bench.volume("other"), backup, Job("restore")))  # noqa: B023 - it is called at once
+        was_cut = bench.is_cut(step, lambda: restore(bench.engine, bench.volume("other"), backup, Job("restore")))  # noqa: B023 - it is called at once
         where = f"after {bench.switch.steps}"
         has_begun = "before commit" in bench.switch.steps
         _recover(bench, loss)
@@ -134,7 +119,7 @@ def test_a_new_volume_is_absent_or_there_in_the_end(
 ) -> None:
     for step in range(STEPS_MAX):
         backup = prepared()
-        was_cut = _is_cut(bench, step, lambda: restore_as(bench.engine, "new", backup, {}, Job("restore")))  # noqa: B023 - it is called at once
+        was_cut = bench.is_cut(step, lambda: restore_as(bench.engine, "new", backup, {}, Job("restore")))  # noqa: B023 - it is called at once
         where = f"after {bench.switch.steps}"
         has_begun = "before commit" in bench.switch.steps
         _recover(bench, loss)
@@ -154,9 +139,9 @@ def test_a_new_volume_is_absent_or_there_in_the_end(
 def test_what_is_taken_up_may_be_cut_again(bench: Bench, prepared: Callable[[], model.Backup], loss: str) -> None:
     for step in range(STEPS_MAX):
         backup = prepared()
-        assert _is_cut(bench, 3, lambda: restore_as(bench.engine, "new", backup, {}, Job("restore")))  # noqa: B023 - it is called at once
+        assert bench.is_cut(3, lambda: restore_as(bench.engine, "new", backup, {}, Job("restore")))  # noqa: B023 - it is called at once
         _recover(bench, loss)
-        was_cut = _is_cut(bench, step, lambda: _take_up(bench, backup))  # noqa: B023 - it is called at once
+        was_cut = bench.is_cut(step, lambda: _take_up(bench, backup))  # noqa: B023 - it is called at once
         where = f"after {bench.switch.steps}"
         _recover(bench, loss)
         _take_up(bench, backup)
@@ -174,10 +159,10 @@ def test_one_that_nobody_wants_any_more_leaves_nothing(
 ) -> None:
     for step in range(STEPS_MAX):
         backup = prepared()
-        assert _is_cut(bench, 4, lambda: restore_as(bench.engine, "new", backup, {}, Job("restore")))  # noqa: B023 - it is called at once
+        assert bench.is_cut(4, lambda: restore_as(bench.engine, "new", backup, {}, Job("restore")))  # noqa: B023 - it is called at once
         _recover(bench, loss)
         (volume,) = restores.resumable(bench.engine)
-        was_cut = _is_cut(bench, step, lambda: restores.give_up_new(bench.engine, volume.id))  # noqa: B023 - it is called at once
+        was_cut = bench.is_cut(step, lambda: restores.give_up_new(bench.engine, volume.id))  # noqa: B023 - it is called at once
         _recover(bench, loss)
         _take_up(bench, backup)
         _check_rest(bench, f"after {bench.switch.steps}")

@@ -2,6 +2,7 @@
 
 import uuid
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -40,6 +41,19 @@ def beside(pool: Pool) -> Iterator[Path]:
     place.mkdir()
     yield place
     tree.vanish(place)
+
+
+@contextmanager
+def subvolume_beside(pool: Pool) -> Iterator[Path]:
+    """Have a subvolume of the pool's file system, not in the pool, whose `file` says `content`."""
+    name = f"outside-{uuid.uuid4().hex}"
+    with btrfs.opened(pool.place) as place_fd:
+        btrfs.create(place_fd, name)
+        try:
+            (pool.place / name / "file").write_bytes(b"content")
+            yield pool.place / name
+        finally:
+            btrfs.destroy(place_fd, name)
 
 
 def test_a_directory_of_the_same_file_system_is_copied_whole_and_stays(pool: Pool, beside: Path) -> None:
@@ -83,15 +97,9 @@ def test_what_the_watcher_raises_passes_through_and_leaves_nothing(pool: Pool, b
 def test_a_subvolume_is_snapshotted_by_btrfs_read_only_if_wanted(pool: Pool) -> None:
     if not pool.kind.name.startswith("btrfs"):
         return
-    name = f"outside-{uuid.uuid4().hex}"
-    with btrfs.opened(pool.place) as place_fd:
-        btrfs.create(place_fd, name)
-        try:
-            (pool.place / name / "file").write_bytes(b"content")
-            assert adopt(pool, pool.place / name, read_only=True) is Adopted.INSTANT
-            (pool.place / name / "file").write_bytes(b"later")
-        finally:
-            btrfs.destroy(place_fd, name)
+    with subvolume_beside(pool) as source:
+        assert adopt(pool, source, read_only=True) is Adopted.INSTANT
+        (source / "file").write_bytes(b"later")
     path = pool.attach("v1.1")
     assert (path / "file").read_bytes() == b"content"
     with pytest.raises(OSError, match="Read-only"):
@@ -101,12 +109,6 @@ def test_a_subvolume_is_snapshotted_by_btrfs_read_only_if_wanted(pool: Pool) -> 
 def test_a_subvolume_is_copied_where_a_snapshot_could_not_have_the_options(pool: Pool) -> None:
     if not pool.kind.name.startswith("btrfs"):
         return
-    name = f"outside-{uuid.uuid4().hex}"
-    with btrfs.opened(pool.place) as place_fd:
-        btrfs.create(place_fd, name)
-        try:
-            (pool.place / name / "file").write_bytes(b"content")
-            assert adopt(pool, pool.place / name, options=TreeOptions(compression="zstd")) is Adopted.COPY
-        finally:
-            btrfs.destroy(place_fd, name)
+    with subvolume_beside(pool) as source:
+        assert adopt(pool, source, options=TreeOptions(compression="zstd")) is Adopted.COPY
     assert (pool.attach("v1.1") / "file").read_bytes() == b"content"

@@ -9,8 +9,11 @@ import shutil
 import signal
 import subprocess
 import tarfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Final, Self
+
+import pytest
 
 from tests.docker_host import Dockerd
 from tests.docs import CHECKOUT, Step, follow
@@ -165,6 +168,21 @@ class DocsHost:
     def _must(self, *argv: str) -> None:
         done = self.world.run(*argv)
         assert done.returncode == 0, f"{argv}: {done.stderr}"
+
+
+@pytest.fixture(scope="module")
+def one_host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DocsHost]:
+    """Give a module one host; it takes this name and `host` over as its own."""
+    with DocsHost(tmp_path_factory.mktemp("docs") / "host") as host:
+        yield host
+        assert "Traceback" not in host.log, host.log
+
+
+@pytest.fixture
+def host(one_host: DocsHost) -> Iterator[DocsHost]:
+    """Give a test the host of its module, where nothing has been."""
+    yield one_host
+    one_host.empty()
 
 
 def busybox() -> bytes:

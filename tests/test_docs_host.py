@@ -1,27 +1,16 @@
 """The pages whose commands need a host: followed with a real dockerd, each on a root directory that is empty."""
 
 import subprocess
-from collections.abc import Iterator
 
 import pytest
 
+from tests import docs_host
 from tests.docs import CHECKOUT, Page, Step, steps
 from tests.docs_host import ROOT, SMALL, DocsHost
 
 pytestmark = [pytest.mark.root, pytest.mark.docker]
 
-
-@pytest.fixture(scope="module")
-def one_host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DocsHost]:
-    with DocsHost(tmp_path_factory.mktemp("docs") / "host") as host:
-        yield host
-        assert "Traceback" not in host.log
-
-
-@pytest.fixture
-def host(one_host: DocsHost) -> Iterator[DocsHost]:
-    yield one_host
-    one_host.empty()
+one_host, host = docs_host.one_host, docs_host.host
 
 
 def commands(page: Page, *, until: str | None = None, since: str | None = None) -> list[Step]:

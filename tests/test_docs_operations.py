@@ -1,14 +1,17 @@
 """docs/operations.md: each trouble is made for real, then the page's commands are followed."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Final
 
 import pytest
 
+from tests import docs_host
 from tests.docs import Page
 from tests.docs_host import ROOT, SMALL, STOP, DocsHost
 
 pytestmark = [pytest.mark.root, pytest.mark.docker]
+
+one_host, host = docs_host.one_host, docs_host.host
 
 PAGE = Page("docs/operations.md")
 DATABASE: Final = ROOT / "voldriver.db"
@@ -117,19 +120,6 @@ DAYS: Final[dict[str, dict[str, Callable[[DocsHost], None]]]] = {
     "no start": {"The daemon does not start": a_wrong_configuration},
 }
 """Troubles by their section; those of one day come one after the other on one host, since a start takes a second."""
-
-
-@pytest.fixture(scope="module")
-def one_host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DocsHost]:
-    with DocsHost(tmp_path_factory.mktemp("operations") / "host") as host:
-        yield host
-        assert "Traceback" not in host.log
-
-
-@pytest.fixture
-def host(one_host: DocsHost) -> Iterator[DocsHost]:
-    yield one_host
-    one_host.empty()
 
 
 def test_every_section_is_tried() -> None:

@@ -4,7 +4,9 @@ A loop device of our own takes a moment to make (mkfs and mount: 20 to 60 ms), s
 share are made once a session by `shared`. Everything is gone after `close`.
 """
 
+import errno
 import os
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
@@ -13,6 +15,8 @@ from voldriverd.kernel import mount, run
 
 SIZE_BYTES: Final = 2 << 30
 """Sparse; the tests write a few dozen MiB into each."""
+
+_BUSY_S: Final = 5.0
 
 _MKFS: Final = {
     "btrfs": ("mkfs.btrfs", "-q", "-K"),
@@ -82,7 +86,21 @@ def unmount_under(directory: Path) -> None:
     """Unmount everything that is mounted below a directory in our namespace, newest first."""
     inside = [entry.mount_point for entry in mount.table() if Path(entry.mount_point).is_relative_to(directory)]
     for mount_point in reversed(inside):
-        mount.unmount(Path(mount_point))
+        _unmount(Path(mount_point))
+
+
+def _unmount(place: Path) -> None:
+    """Unmount; what is busy may be so for a moment: any process that looks through the loop devices keeps theirs."""
+    end_s = time.monotonic() + _BUSY_S
+    while True:
+        try:
+            mount.unmount(place)
+        except OSError as err:
+            if err.errno != errno.EBUSY or time.monotonic() > end_s:
+                raise
+            time.sleep(0.05)
+        else:
+            return
 
 
 def loops_under(directory: Path) -> dict[str, str]:

@@ -4,17 +4,18 @@ import asyncio
 import logging
 import tarfile
 import threading
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any
 
 import pytest
 
 from tests import backing
 from tests.backing import freeze, objects
 from tests.engines import Bench, bench_on
+from tests.serving import PATIENCE_S, Gate, serve, until
 from voldriverd import backups as service_backups
 from voldriverd import model
 from voldriverd.backup.repository import Repository
@@ -27,32 +28,19 @@ from voldriverd.service import Service
 
 pytestmark = pytest.mark.root
 
-_T = TypeVar("_T")
-
-PATIENCE_S: Final = 20.0
-
-
-class Gate:
-    """Holds every backup where its bytes would be sent, until it is opened or the job is ended."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.opened = threading.Event()
-        self.reached: set[str] = set()
-        self._finish = backups.finish
-        monkeypatch.setattr(backups, "finish", self._pass)
-
-    def _pass(self, engine: Engine, backup: model.Backup, work: Job) -> model.Backup:
-        work.expect(200)
-        work.advance(84)
-        self.reached.add(backup.shown_name)
-        while not (work.cancelled.is_set() or self.opened.wait(0.01)):
-            pass
-        return self._finish(engine, backup, work)
-
 
 @pytest.fixture
 def gate(monkeypatch: pytest.MonkeyPatch) -> Gate:
-    return Gate(monkeypatch)
+    """Hold every backup where its bytes would be sent."""
+    gate = Gate()
+    finish = backups.finish
+
+    def held(engine: Engine, backup: model.Backup, work: Job) -> model.Backup:
+        gate.hold(backup.shown_name, work)
+        return finish(engine, backup, work)
+
+    monkeypatch.setattr(backups, "finish", held)
+    return gate
 
 
 @pytest.fixture
@@ -73,26 +61,6 @@ def bench(memory_root: Path, place: Path) -> Iterator[Bench]:
         for path in sorted(place.rglob("*"), reverse=True):
             path.rmdir() if path.is_dir() else path.unlink()
         place.rmdir()
-
-
-def run(bench: Bench, work: Callable[[Service], Awaitable[_T]]) -> _T:
-    """Run something on a service, which ends in time, whatever still goes on."""
-
-    async def main() -> _T:
-        service = Service(bench.engine)
-        try:
-            async with asyncio.timeout(PATIENCE_S):
-                return await work(service)
-        finally:
-            assert await service.stop(within_s=5)
-
-    return asyncio.run(main())
-
-
-async def until(condition: Callable[[], object]) -> None:
-    """Wait until something is so."""
-    while not condition():  # noqa: ASYNC110 - whatever it is, there is no event for it
-        await asyncio.sleep(0.005)
 
 
 async def ended(service: Service, *made: model.Backup) -> list[model.Backup]:
@@ -141,7 +109,7 @@ def test_a_backup_is_answered_when_it_has_begun_and_goes_on(
         gate.opened.set()
         return (await ended(service, begun))[0]
 
-    made = run(bench, work)
+    made = serve(bench, work)
     assert (made.state, backing.read(bench.engine, made)) == (BackupState.CREATED, b"db")
     (line,) = [each.getMessage() for each in caplog.records if each.getMessage().startswith("verb=backup ")]
     told = "verb=backup backup=1b1 volume=db target=near driver=memory format=btrfs "
@@ -161,7 +129,7 @@ def test_no_verb_waits_for_a_backup_of_its_volume(bench: Bench, gate: Gate) -> N
         with pytest.raises(InUse, match="backup 1b1 is being made of it"):
             await service.purge(bench.trashed("db").id)
 
-    run(bench, work)
+    serve(bench, work)
 
 
 def test_only_a_few_are_sent_at_once_and_the_others_say_what_they_wait_for(bench: Bench, gate: Gate) -> None:
@@ -175,7 +143,7 @@ def test_only_a_few_are_sent_at_once_and_the_others_say_what_they_wait_for(bench
         gate.opened.set()
         return await ended(service, *made)
 
-    assert {each.state for each in run(bench, work)} == {BackupState.CREATED}
+    assert {each.state for each in serve(bench, work)} == {BackupState.CREATED}
 
 
 def test_backups_of_a_volume_to_one_target_follow_each_other(bench: Bench, gate: Gate) -> None:
@@ -188,7 +156,7 @@ def test_backups_of_a_volume_to_one_target_follow_each_other(bench: Bench, gate:
         gate.opened.set()
         return await ended(service, *made)
 
-    first, second, third = run(bench, work)
+    first, second, third = serve(bench, work)
     assert [each.parent_uuid for each in (first, second, third)] == [None, first.uuid, second.uuid]
 
 
@@ -201,7 +169,7 @@ def test_the_same_snapshot_again_is_the_same_backup(bench: Bench, gate: Gate) ->
         (made,) = await ended(service, first)
         assert await service.backups.create(snapshot.id, target_id=target_of(bench).id) == made
 
-    run(bench, work)
+    serve(bench, work)
 
 
 def test_only_a_backup_without_a_target_shows_on_its_snapshot(bench: Bench, gate: Gate) -> None:
@@ -215,7 +183,7 @@ def test_only_a_backup_without_a_target_shows_on_its_snapshot(bench: Bench, gate
         await ended(service, made)
         assert not bench.store.is_backing_up(first.id)
 
-    run(bench, work)
+    serve(bench, work)
 
 
 def test_a_backup_of_a_volume_is_one_of_an_automatic_snapshot_that_expires(bench: Bench) -> None:
@@ -224,7 +192,7 @@ def test_a_backup_of_a_volume_is_one_of_an_automatic_snapshot_that_expires(bench
         made = [await service.backups.create_of_volume(volume_id, description="why") for _ in range(2)]
         return await ended(service, *made)
 
-    made = run(bench, work)
+    made = serve(bench, work)
     assert [(each.state, each.description, each.is_of_snapshot) for each in made] == [
         (BackupState.CREATED, "why", False)
     ] * 2
@@ -247,7 +215,7 @@ def test_what_does_not_exist_is_not_backed_up(bench: Bench) -> None:
         with pytest.raises(NotFound, match="there is no backup 1b99"):
             await service.backups.backup_row(model.BackupId(99))
 
-    run(bench, work)
+    serve(bench, work)
 
 
 def test_an_unavailable_target_is_refused_until_it_is_back(bench: Bench, place: Path) -> None:
@@ -264,7 +232,7 @@ def test_an_unavailable_target_is_refused_until_it_is_back(bench: Bench, place: 
         (made,) = await ended(service, await service.backups.create(snapshot.id))
         assert made.state is BackupState.CREATED
 
-    run(bench, work)
+    serve(bench, work)
 
 
 def test_our_own_bug_ends_a_backup_with_an_error(
@@ -278,7 +246,7 @@ def test_our_own_bug_ends_a_backup_with_an_error(
     async def work(service: Service) -> model.Backup:
         return (await ended(service, await service.backups.create(snapshot_of(bench).id)))[0]
 
-    made = run(bench, work)
+    made = serve(bench, work)
     assert (made.state, made.message) == (BackupState.ERROR, "internal error of voldriverd")
     assert "ZeroDivisionError" in caplog.text
 
@@ -297,7 +265,7 @@ def test_what_cannot_be_written_down_is_tried_again(bench: Bench, monkeypatch: p
         await service.backups.resume()
         await until(lambda: not bench.store.creating_backups())
 
-    run(bench, work)
+    serve(bench, work)
     (made,) = bench.store.backups_in(target_of(bench).id)
     assert made.state is BackupState.CREATED
 
@@ -314,7 +282,7 @@ def test_a_running_backup_is_cancelled(bench: Bench, gate: Gate, place: Path) ->
         with pytest.raises(NotFound, match="cannot cancel backup 1b1: it is removed"):
             await service.backups.cancel(made.id)
 
-    run(bench, work)
+    serve(bench, work)
     assert (objects(place, "backups"), objects(place, "writing")) == ([], [])
 
 
@@ -329,7 +297,7 @@ def test_a_waiting_backup_is_cancelled_without_its_turn(bench: Bench, gate: Gate
         third = await service.backups.create(snapshot_of(bench).id)
         assert (await ended(service, third))[0].state is BackupState.CREATED
 
-    run(bench, work)
+    serve(bench, work)
 
 
 def test_a_backup_that_nobody_works_on_is_cancelled_too(bench: Bench) -> None:
@@ -341,7 +309,7 @@ def test_a_backup_that_nobody_works_on_is_cancelled_too(bench: Bench) -> None:
         assert service.jobs.get("1b1") is None, "its pool is not there"
         return await service.backups.cancel(backup.id)
 
-    assert run(bench, work).state is BackupState.REMOVED
+    assert serve(bench, work).state is BackupState.REMOVED
 
 
 def test_a_backup_that_was_made_cannot_be_cancelled(bench: Bench) -> None:
@@ -351,7 +319,7 @@ def test_a_backup_that_was_made_cannot_be_cancelled(bench: Bench) -> None:
         with pytest.raises(NotFound, match="cannot cancel backup 1b1: it is created"):
             await service.backups.cancel(made.id)
 
-    run(bench, work)
+    serve(bench, work)
 
 
 def test_what_ran_or_waited_at_the_stop_is_taken_up_at_the_next_start(
@@ -369,14 +337,14 @@ def test_what_ran_or_waited_at_the_stop_is_taken_up_at_the_next_start(
         await service.backups.resume()
         await until(lambda: not bench.store.creating_backups())
 
-    run(bench, begin)
+    serve(bench, begin)
     assert [each.state for each in bench.store.creating_backups()] == [BackupState.CREATING] * 2
     assert [" result=stopped " in each.getMessage() for each in caplog.records if "1b" in each.getMessage()] == [
         True
     ] * 2
     bench.restart()
     gate.opened.set()
-    run(bench, resume)
+    serve(bench, resume)
     first, second = bench.store.backups_in(target_of(bench).id)
     assert (first.state, second.state, second.parent_uuid) == (BackupState.CREATED, BackupState.CREATED, first.uuid)
 
@@ -414,13 +382,13 @@ def test_a_removal_is_answered_and_goes_on(bench: Bench, place: Path, monkeypatc
         opened.set()
         await until(lambda: not bench.store.removing_backups())
 
-    run(bench, work)
+    serve(bench, work)
     assert objects(place, "backups") == []
 
 
 def test_a_quick_removal_is_answered_at_its_end(bench: Bench) -> None:
     made = back_up(bench)
-    assert run(bench, lambda service: service.backups.remove(made.id)).state is BackupState.REMOVED
+    assert serve(bench, lambda service: service.backups.remove(made.id)).state is BackupState.REMOVED
 
 
 def test_a_removal_that_failed_is_tried_again_by_resume(bench: Bench, place: Path) -> None:
@@ -432,7 +400,7 @@ def test_a_removal_that_failed_is_tried_again_by_resume(bench: Bench, place: Pat
         await service.backups.resume()
         await until(lambda: not bench.store.removing_backups())
 
-    run(bench, work)
+    serve(bench, work)
 
 
 def test_what_a_job_needs_is_not_removed(bench: Bench) -> None:
@@ -445,7 +413,7 @@ def test_what_a_job_needs_is_not_removed(bench: Bench) -> None:
             with pytest.raises(InUse, match="cannot remove target near: restore of 1v7 uses it"):
                 await service.backups.remove_target(model.TargetId(1))
 
-    run(bench, work)
+    serve(bench, work)
 
 
 # Verify, read, scan, prune.
@@ -453,7 +421,7 @@ def test_what_a_job_needs_is_not_removed(bench: Bench) -> None:
 
 def test_a_backup_is_verified(bench: Bench) -> None:
     made = back_up(bench)
-    assert run(bench, lambda service: service.backups.verify(made.id)).verified_at is not None
+    assert serve(bench, lambda service: service.backups.verify(made.id)).verified_at is not None
 
 
 def test_a_verification_is_answered_and_goes_on_and_what_fails_then_is_kept(
@@ -477,7 +445,7 @@ def test_a_verification_is_answered_and_goes_on_and_what_fails_then_is_kept(
         opened.set()
         await until(lambda: service.runner.fault("1b1"))
 
-    run(bench, work)
+    serve(bench, work)
 
 
 def test_what_is_no_backup_is_not_verified(bench: Bench) -> None:
@@ -487,7 +455,7 @@ def test_what_is_no_backup_is_not_verified(bench: Bench) -> None:
         with pytest.raises(NotFound, match="cannot verify backup 1b1: it is creating"):
             await service.backups.verify(backup.id)
 
-    run(bench, work)
+    serve(bench, work)
 
 
 def test_one_file_comes_out_of_a_backup(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -500,7 +468,7 @@ def test_one_file_comes_out_of_a_backup(bench: Bench, monkeypatch: pytest.Monkey
                 await service.backups.remove(made.id)
             return await service.runner.in_thread(b"".join, chunks)
 
-    with tarfile.open(fileobj=BytesIO(run(bench, work))) as archive:
+    with tarfile.open(fileobj=BytesIO(serve(bench, work))) as archive:
         member = archive.extractfile("content")
         assert member is not None
         assert member.read() == b"db"
@@ -531,7 +499,7 @@ def test_a_target_is_scanned_and_pruned_as_a_job_of_it(bench: Bench, monkeypatch
         assert (await service.backups.prune(target_id)).chunks == 0
         return adopted
 
-    (adopted,) = run(bench, work)
+    (adopted,) = serve(bench, work)
     assert adopted.uuid == made.uuid
 
 
@@ -551,7 +519,7 @@ def test_a_target_is_made_and_removed(bench: Bench, place: Path) -> None:
         with pytest.raises(NotFound, match="there is no target 1bt2"):
             service.backups.target_row(made.id)
 
-    run(bench, work)
+    serve(bench, work)
 
 
 def test_configured_targets_come_first(bench: Bench, place: Path) -> None:
@@ -564,7 +532,7 @@ def test_configured_targets_come_first(bench: Bench, place: Path) -> None:
         with pytest.raises(Unsupported, match="it is configured"):
             await service.backups.remove_target(first.id)
 
-    run(bench, work)
+    serve(bench, work)
 
 
 def test_a_target_that_does_not_answer_is_refused_and_not_made_later(
@@ -587,7 +555,7 @@ def test_a_target_that_does_not_answer_is_refused_and_not_made_later(
             await service.backups.create_target(draft)
         opened.set()
 
-    run(bench, work)
+    serve(bench, work)
     assert [each.name for each in bench.store.targets()] == ["near"]
 
 
@@ -610,7 +578,7 @@ def test_the_health_of_targets_is_looked_at_when_it_is_old(
             await until(lambda: service.backups.health(target_id)[0] is Health.UNAVAILABLE)
         await service.backups.look()
 
-    run(bench, work)
+    serve(bench, work)
     assert len(looks) == 1
 
 
@@ -626,6 +594,6 @@ def test_a_shortage_takes_bases_when_the_trash_is_empty(bench: Bench, monkeypatc
         await service.remove(bench.volume("web").id)
         await service.relieve(bench.volume("db").pool_id)
 
-    run(bench, work)
+    serve(bench, work)
     assert [each.name for each in bench.store.volumes()] == ["db", "mail"]
     assert backing.present(bench.engine, made).key is None

@@ -1,15 +1,14 @@
 """Restores through the service: what is answered, who waits, what ends them, and what a start takes up."""
 
 import asyncio
-import threading
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Iterator
 from contextlib import closing
 from pathlib import Path
-from typing import Final, TypeVar
 
 import pytest
 
 from tests.engines import Bench, bench_on
+from tests.serving import PATIENCE_S, Gate, serve, until
 from voldriverd import arrivals, model, names
 from voldriverd import restores as service_restores
 from voldriverd.driver import Driver, Key
@@ -22,34 +21,19 @@ from voldriverd.service import Service
 
 pytestmark = pytest.mark.root
 
-_T = TypeVar("_T")
-
-PATIENCE_S: Final = 20.0
-
-
-class Gate:
-    """Holds every restore where its tree would be made, until it is opened or the work is ended."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.opened = threading.Event()
-        self.reached = threading.Event()
-        self._unpack = supplies.unpack
-        monkeypatch.setattr(supplies, "unpack", self._pass)
-
-    def _pass(
-        self, engine: Engine, order: supplies.Order, driver: Driver, key: Key, work: supplies.Work
-    ) -> tuple[str, ...]:
-        work.expect(200)
-        work.advance(84)
-        self.reached.set()
-        while not (work.cancelled.is_set() or self.opened.wait(0.01)):
-            pass
-        return self._unpack(engine, order, driver, key, work)
-
 
 @pytest.fixture
 def gate(monkeypatch: pytest.MonkeyPatch) -> Gate:
-    return Gate(monkeypatch)
+    """Hold every restore where its tree would be made."""
+    gate = Gate()
+    unpack = supplies.unpack
+
+    def held(engine: Engine, order: supplies.Order, driver: Driver, key: Key, work: supplies.Work) -> tuple[str, ...]:
+        gate.hold(key, work)
+        return unpack(engine, order, driver, key, work)
+
+    monkeypatch.setattr(supplies, "unpack", held)
+    return gate
 
 
 @pytest.fixture
@@ -73,26 +57,6 @@ def backup(bench: Bench) -> model.Backup:
     assert made.state is model.BackupState.CREATED, made.message
     bench.write("db", "now")
     return made
-
-
-def serve(bench: Bench, use: Callable[[Service], Awaitable[_T]]) -> _T:
-    """Do something with a service that ends in time."""
-
-    async def run() -> _T:
-        service = Service(bench.engine)
-        try:
-            async with asyncio.timeout(PATIENCE_S):
-                return await use(service)
-        finally:
-            assert await service.stop(within_s=5)
-
-    return asyncio.run(run())
-
-
-async def until(is_so: Callable[[], object]) -> None:
-    """Wait until something is so."""
-    while not is_so():  # noqa: ASYNC110 - whatever it is, there is no event for it
-        await asyncio.sleep(0.005)
 
 
 def lose_chunks(place: Path) -> None:
@@ -124,7 +88,7 @@ def test_a_restore_is_answered_in_time_and_goes_on(bench: Bench, backup: model.B
 
     async def use(service: Service) -> tuple[model.Volume, model.Snapshot, str | None]:
         going, kept = await service.restores.restore(volume.id, backup.id, answer_s=0)
-        await until(gate.reached.is_set)
+        await until(lambda: gate.reached)
         job = service.jobs.get(f"1v{volume.id}")
         assert job is not None
         assert (job.verb, job.percent) == ("restore", 42)
@@ -204,7 +168,7 @@ def test_mount_says_how_far_it_is_when_it_takes_too_long(
 
     async def use(service: Service) -> None:
         await service.restores.restore(volume.id, backup.id, answer_s=0)
-        await until(gate.reached.is_set)
+        await until(lambda: gate.reached)
         with pytest.raises(InUse, match=r"cannot mount volume db: it is being restored: 42 % \(84 of 200 B"):
             await service.mount(volume.id, "container")
         gate.opened.set()
@@ -217,7 +181,7 @@ def test_a_restore_can_be_cancelled(bench: Bench, backup: model.Backup, gate: Ga
 
     async def use(service: Service) -> model.Volume:
         await service.restores.restore(volume.id, backup.id, answer_s=0)
-        await until(gate.reached.is_set)
+        await until(lambda: gate.reached)
         after = await service.restores.cancel(volume.id)
         assert service.runner.fault(f"1v{volume.id}") == "cannot restore volume db: it was cancelled"
         with pytest.raises(NotFound, match="cannot cancel the restore of volume db: none is running"):
@@ -318,7 +282,7 @@ def test_only_so_many_bring_data_at_a_time_and_who_waits_can_be_cancelled(
 
     async def use(service: Service) -> None:
         await service.create(request("first", backup), answer_s=0)
-        await until(gate.reached.is_set)
+        await until(lambda: gate.reached)
         await service.create(request("second", backup), answer_s=0)
         await service.restores.restore(volume.id, backup.id, answer_s=0)
         job = service.jobs.get(f"1v{volume.id}")
@@ -361,7 +325,7 @@ def test_a_new_volume_is_answered_in_time_exists_at_once_and_is_what_it_was(
 def test_to_remove_a_new_volume_is_to_cancel_it(bench: Bench, backup: model.Backup, gate: Gate) -> None:
     async def use(service: Service) -> model.Volume:
         going = await service.create(request("new", backup), answer_s=0)
-        await until(gate.reached.is_set)
+        await until(lambda: gate.reached)
         return await service.remove(going.id)
 
     gone = serve(bench, use)

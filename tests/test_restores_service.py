@@ -7,12 +7,13 @@ from pathlib import Path
 
 import pytest
 
+from tests import backing
 from tests.engines import Bench, bench_on
 from tests.serving import PATIENCE_S, Gate, serve, until
 from voldriverd import arrivals, model, names
 from voldriverd import restores as service_restores
 from voldriverd.driver import Driver, Key
-from voldriverd.engine import backups, creation, restores, snapshots, space, supplies, targets
+from voldriverd.engine import backups, creation, restores, snapshots, space, supplies
 from voldriverd.engine.context import Engine
 from voldriverd.errors import Exists, InUse, NotFound, Unusable
 from voldriverd.jobs import Job
@@ -40,9 +41,7 @@ def gate(monkeypatch: pytest.MonkeyPatch) -> Gate:
 def bench(memory_root: Path, tmp_path: Path) -> Iterator[Bench]:
     """Give a bench with a volume `db` that says `now`, and a target."""
     with bench_on(memory_root) as bench:
-        place = tmp_path / "shelf"
-        place.mkdir()
-        targets.create(bench.engine, model.TargetDraft("shelf", f"file://{place}"))
+        backing.add_target(bench.engine, tmp_path / "shelf", "shelf")
         bench.create("db", size="1M")
         bench.write("db", "one")
         yield bench
@@ -52,8 +51,8 @@ def bench(memory_root: Path, tmp_path: Path) -> Iterator[Bench]:
 def backup(bench: Bench) -> model.Backup:
     """Return a backup of `db` when it said `one`."""
     (target,) = bench.store.targets()
-    snapshot = snapshots.create(bench.engine, bench.volume("db"), snapshots.Wish("one"))
-    made = backups.finish(bench.engine, backups.begin(bench.engine, snapshot, target, backups.Wish()), Job("backup"))
+    snapshot = backing.freeze(bench.engine, bench.volume("db"), "one")
+    made = backups.finish(bench.engine, backing.begin(bench.engine, snapshot, target), Job("backup"))
     assert made.state is model.BackupState.CREATED, made.message
     bench.write("db", "now")
     return made

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
-from voldriverd.kernel import fs
+from voldriverd.kernel import fs, watch
 
 _CHUNK_BYTES: Final = 16 << 20
 """Long enough to cost nothing, short enough that a signal is not kept waiting."""
@@ -31,11 +31,11 @@ class Content:
     """Copies files from one file system to one other; what cannot be done there is tried once only.
 
     First FICLONE, which shares the extents; else the data between the holes by copy_file_range(2),
-    else by sendfile(2). Space that is reserved but not written becomes a hole.
+    else by sendfile(2). Space that is reserved but not written becomes a hole. `advance` None: `watch` is told.
     """
 
     def __init__(self, advance: Advance | None = None) -> None:
-        self._advance = advance or _ignore
+        self._advance = advance or watch.advance
         self._has_reflinks = True
         self._has_ranges = True
 
@@ -138,14 +138,11 @@ def punch(fd: int, start: int, end: int) -> None:
         raise OSError(number, os.strerror(number))
 
 
-def _ignore(_done_bytes: int) -> None:
-    """Be told of progress that nobody watches."""
-
-
 def segments(fd: int, size_bytes: int) -> Iterator[tuple[int, int]]:
-    """Yield (start, end) of what is no hole (lseek(2), SEEK_DATA)."""
+    """Yield (start, end) of what is no hole (lseek(2), SEEK_DATA); `watch` is told that it goes on."""
     end = 0
     while end < size_bytes:
+        watch.advance()
         try:
             start = os.lseek(fd, end, os.SEEK_DATA)
         except OSError as err:

@@ -17,7 +17,7 @@ from enum import IntEnum
 from pathlib import Path
 from typing import Final
 
-from voldriverd.kernel import fs, ioctl
+from voldriverd.kernel import fs, ioctl, watch
 
 FS_IOC_FIEMAP: Final = ioctl.iowr(ord("f"), 11, 32)
 """linux/fs.h"""
@@ -146,6 +146,7 @@ def has_map(directory: Path) -> bool:
 def read(fd: int, start: int, end: int) -> Iterator[Extent]:
     """Yield the extents of a range, ascending and cut to it; what waits in memory is written first. Raises OSError.
 
+    `watch` is told that it goes on, with each answer of the kernel: a map of a million extents takes seconds.
     A space that is reserved and not written is a hole. Plain extents that continue each other are one, however the
     kernel cut them.
     """
@@ -223,6 +224,7 @@ def _raw(fd: int, start: int, end: int) -> Iterator[Extent]:
     """Yield extents as the kernel has cut them; one answer may not hold all, nor begin or end where asked."""
     request = _Request()
     while start < end:
+        watch.advance()
         request.fm_start, request.fm_length = start, end - start
         request.fm_flags, request.fm_extent_count = FIEMAP_FLAG_SYNC, _PAGE
         request.fm_mapped_extents = 0

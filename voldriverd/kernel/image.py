@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from voldriverd.kernel import fs, loop, mount, run
+from voldriverd.kernel import fs, loop, mount, run, watch
 
 DATA: Final = "data"
 
@@ -162,13 +162,14 @@ def is_ext4_grown(image: Path, size_bytes: int) -> bool:
 
 
 def faults(image: Path) -> str | None:
-    """Check a file system that was unmounted cleanly, without changing it.
+    """Check a file system that was unmounted cleanly, without changing it; `watch` is told, and may end it.
 
     Returns what its tool says, or that there is no tool; None if nothing is wrong. Raises OSError.
     """
     argv = ["e2fsck", "-f", "-n"] if type_of(image) == "ext4" else ["xfs_repair", "-n"]
+    watch.prepare("checks its file system")
     try:
-        run.run([*argv, str(image)], timeout_s=_GROW_TIMEOUT_S)
+        run.check([*argv, str(image)], timeout_s=_GROW_TIMEOUT_S)
     except run.ToolError as err:
         return err.strerror
     except FileNotFoundError:

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import IO, Final
 
-from voldriverd.kernel import pipe
+from voldriverd.kernel import pipe, watch
 
 TIMEOUT_S: Final = 120.0
 """Longer than any mkfs or grow that was seen (a thick 100 GiB xfs: 3 s); a hung tool must not hang a verb for ever."""
@@ -49,6 +49,26 @@ def run(
 def missing(tools: Sequence[str]) -> list[str]:
     """Return those of the tools that are not on the PATH."""
     return [tool for tool in tools if shutil.which(tool) is None]
+
+
+def check(argv: Sequence[str], *, timeout_s: float = TIMEOUT_S) -> None:
+    """Run a tool that only looks, to its end; `watch` is told that it goes on, and what that raises kills it.
+
+    Raises ToolError and FileNotFoundError as `run` does.
+    """
+    with _running(argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, pass_fds=()) as process:
+        deadline_s = time.monotonic() + timeout_s
+        while True:
+            watch.advance()
+            try:
+                stdout, stderr = process.communicate(timeout=watch.TELL_S)
+            except subprocess.TimeoutExpired as err:
+                if time.monotonic() > deadline_s:
+                    raise ToolError(errno.ETIMEDOUT, f"{argv[0]} did not end within {timeout_s:.0f} s") from err
+                continue
+            if process.returncode:
+                raise _failure(argv, process.returncode, stderr or stdout)
+            return
 
 
 @contextmanager

@@ -1,0 +1,26 @@
+"""A watcher that keeps what it is told, and ends the work when it has heard enough."""
+
+
+class Enough(Exception):
+    """What a watcher raises: nothing else knows of it."""
+
+
+class Watcher:
+    """Keeps steps and bytes; `ends_after` bytes of one step (0: with the first word of it) it raises Enough."""
+
+    def __init__(self, step: str | None = None, *, ends_after: int | None = None) -> None:
+        self.totals: dict[str | None, int | None] = {}
+        """What each step was announced as."""
+        self.told_bytes: dict[str | None, int] = {}
+        self._step: str | None = None
+        self._end = step
+        self._ends_after = ends_after
+
+    def prepare(self, step: str, total_bytes: int | None) -> None:
+        self._step = step
+        self.totals[step] = total_bytes
+
+    def advance(self, more_bytes: int) -> None:
+        told_bytes = self.told_bytes[self._step] = self.told_bytes.get(self._step, 0) + more_bytes
+        if self._step == self._end and self._ends_after is not None and told_bytes >= self._ends_after:
+            raise Enough

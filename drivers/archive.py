@@ -22,7 +22,7 @@ from typing import Final
 
 from drivers import unpacking
 from voldriverd.driver import PART_MAX, Part, Stream, StreamFormat
-from voldriverd.kernel import attributes, content, sparse, tar, tree
+from voldriverd.kernel import attributes, content, sparse, tar, tree, watch
 
 _PIECE_BYTES: Final = 1 << 20
 """How much is read and handed on at once; a part may be longer by the headers before it."""
@@ -46,7 +46,8 @@ _KINDS: Final = {
 def stream(place: Path, *, notes: tuple[str, ...] = ()) -> Iterator[Stream]:
     """Yield a directory as a stream of its own, whose notes tell also what tar cannot hold.
 
-    Walks the tree once before, for the notes and the size. Raises OSError, as the parts do.
+    Walks the tree once before, for the notes and the size, and tells `watch` how much it has found. Raises OSError, as
+    the parts do.
     """
     expected_bytes, sockets = _survey(place)
     if sockets:
@@ -68,9 +69,9 @@ def stream(place: Path, *, notes: tuple[str, ...] = ()) -> Iterator[Stream]:
 def write(place: Path) -> Iterator[Iterator[Part]]:
     """Yield the parts of a directory as a tar archive; nothing is open after the block.
 
-    Memory is bounded but for the names in one directory and an entry for each file with names still to come. The
-    parts raise OSError with the path inside the tree: EBUSY (something is mounted there), ESTALE (a file shrinks
-    meanwhile), E2BIG (more names and attributes than HEADERS_MAX).
+    Memory is bounded but for the names in one directory and an entry for each file with names still to come. `watch` is
+    told of each file, for a part may hold hundreds. The parts raise OSError with the path inside the tree: EBUSY
+    (something is mounted there), ESTALE (a file shrinks meanwhile), E2BIG (more names and attributes than HEADERS_MAX).
     """
     with tree.Cursor(place) as cursor:
         parts = _parts(_Writer(cursor).members())
@@ -139,6 +140,7 @@ class _Writer:
         names: list[str] = []
         with os.scandir(self._cursor.fd) as entries:
             for entry in entries:
+                watch.advance()
                 (directories if entry.is_dir(follow_symlinks=False) else names).append(entry.name)
         directories.sort(reverse=True)
         names.sort()
@@ -269,6 +271,7 @@ def _parts(blocks: Generator[bytes, None, None]) -> Generator[Part, None, None]:
     waiting_bytes = 0
     with closing(blocks):
         for block in blocks:
+            watch.advance()
             waiting.append(block)
             waiting_bytes += len(block)
             if waiting_bytes >= _PIECE_BYTES:
@@ -287,6 +290,7 @@ def _cut(data: bytes) -> Iterator[Part]:
 
 def _survey(place: Path) -> tuple[int, list[str]]:
     """Return how many bytes an archive will have, roughly, and the sockets' paths."""
+    watch.prepare("looks how much there is")
     size_bytes = 0
     sockets = []
     pending = [[""]]
@@ -303,11 +307,13 @@ def _survey(place: Path) -> tuple[int, list[str]]:
             with os.scandir(cursor.fd) as entries:
                 for entry in entries:
                     status = entry.stat(follow_symlinks=False)
-                    size_bytes += _HEADERS_BYTES
+                    more_bytes = _HEADERS_BYTES
                     if stat.S_ISREG(status.st_mode):
-                        size_bytes += min(status.st_size, status.st_blocks * 512)
+                        more_bytes += min(status.st_size, status.st_blocks * 512)
                     elif stat.S_ISDIR(status.st_mode):
                         pending[-1].append(entry.name)
                     elif stat.S_ISSOCK(status.st_mode):
                         sockets.append(cursor.path(entry.name))
+                    size_bytes += more_bytes
+                    watch.advance(more_bytes)
     return size_bytes, sockets

@@ -13,7 +13,7 @@ from typing import Final
 
 from voldriverd.driver import PART_MAX, Part, Stream, StreamFormat
 from voldriverd.errors import Unusable
-from voldriverd.kernel import content, extents
+from voldriverd.kernel import content, extents, watch
 from voldriverd.kernel.extents import Found, Span, Spans
 
 IMAGE_MAX_BYTES: Final = 15 << 40
@@ -39,15 +39,18 @@ def changed(image: Path, base: Path, *, is_thorough: bool) -> Iterator[Stream]:
     """Yield an image as its differences from another one. Raises OSError, as the parts do.
 
     They are known before the first part: by the maps of both; where these cannot tell, and everywhere if
-    `is_thorough` or if the base was moved meanwhile, by what both hold.
+    `is_thorough` or if the base was moved meanwhile, by what both hold. `watch` is told of each step and piece.
     """
     with content.reading(image, PART_MAX) as reader, content.reading(base, PART_MAX) as base_reader:
+        watch.prepare("looks for what changed")
         mapped = extents.difference(reader.fd, base_reader.fd)
         notes: tuple[str, ...] = ()
         if mapped is not None and not is_thorough:
             spans = Spans(_settled(reader, base_reader, mapped))
         else:
-            spans = Spans(_compared(reader, base_reader, _joined(reader, base_reader)))
+            ranges = Spans(Span(start, end, Found.DATA) for start, end in _joined(reader, base_reader))
+            watch.prepare("compares all bytes with its base", ranges.count_bytes(Found.DATA))
+            spans = Spans(_compared(reader, base_reader, ((span.start, span.end) for span in ranges)))
             notes = _remarks(spans, mapped)
         with _streamed(reader, spans, is_incremental=True, notes=notes) as stream:
             yield stream
@@ -102,8 +105,13 @@ def _streamed(
 def _parts(reader: content.Reader, spans: Iterable[Span]) -> Generator[Part, None, None]:
     for span in spans:
         for start, end in _cut(span.start, span.end):
-            data = None if span.found is Found.HOLE else reader.read(start, end)
-            yield Part(None if data is None or _is_zero(data) else data, end - start, start)
+            if span.found is Found.HOLE:
+                yield Part(None, end - start, start)
+                continue
+            data = reader.read(start, end)
+            is_zero = _is_zero(data)
+            watch.advance(len(data) if is_zero else 0)  # of data hears whoever takes it
+            yield Part(None if is_zero else data, end - start, start)
 
 
 def _settled(reader: content.Reader, base: content.Reader, spans: Iterable[Span]) -> Iterator[Span]:
@@ -119,6 +127,7 @@ def _compared(reader: content.Reader, base: content.Reader, ranges: Iterable[tup
     """Yield the blocks of ranges whose bytes differ."""
     for start, end in ranges:
         for first, last in _cut(start, end):
+            watch.advance(last - first)
             data, other = reader.read(first, last), base.read(first, last)
             if data == other:
                 continue

@@ -20,9 +20,10 @@ from tests.likeness import Facts, describe
 from tests.scratch import Scratch
 from tests.test_kernel_tree import add_flags, bound, few_descriptors, nest
 from tests.test_kernel_tree_copy import _make_everything
+from tests.watchers import Enough, Watcher
 from voldriverd.driver import PART_MAX, Part, StreamFormat
 from voldriverd.errors import Unusable
-from voldriverd.kernel import attributes, fs, sparse, tar, tree
+from voldriverd.kernel import attributes, fs, sparse, tar, tree, watch
 
 pytestmark = pytest.mark.root
 
@@ -251,6 +252,28 @@ def test_a_stream_says_what_it_is_and_how_long(place: Path) -> None:
         length = sum(part.length for part in stream.parts)
         assert stream.expected_bytes is not None
         assert 0.9 < stream.expected_bytes / length < 1.1
+
+
+@only_ext4
+def test_the_look_before_the_first_part_ends_with_the_next_file(place: Path) -> None:
+    for number in range(10):
+        (place / str(number)).write_bytes(b"x" * 5_000)
+    watcher = Watcher("looks how much there is", ends_after=20_000)
+    with pytest.raises(Enough), watch.watched(watcher), archive.stream(place):
+        pass
+    assert 20_000 <= watcher.told_bytes["looks how much there is"] < 40_000
+
+
+@only_ext4
+def test_files_that_make_no_part_yet_are_told_and_may_be_the_end(place: Path) -> None:
+    for number in range(10):
+        (place / str(number)).touch()
+    taken = []
+    with pytest.raises(Enough), archive.write(place) as parts, watch.watched(Watcher(ends_after=0)):
+        taken += list(parts)
+    assert taken == []
+    with archive.write(place) as parts:
+        assert len(list(parts)) == 1
 
 
 @pytest.mark.parametrize("taken", [0, 1, 3])

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import IO, Final, cast
+from typing import IO, Any, Final, cast
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -30,9 +30,10 @@ from tests.likeness import Facts, describe
 from tests.scratch import Scratch
 from tests.test_kernel_extents import ACTIONS, Action, File, act
 from tests.test_loop import MakePool, Pool
+from tests.watchers import Enough, Watcher
 from voldriverd.driver import PART_MAX, Capability, Key, Part, Stream, StreamFormat, TreeOptions
 from voldriverd.errors import Exists, NotFound, Unsupported, Unusable
-from voldriverd.kernel import content, extents, fs, image, ioctl, loop, mount, run
+from voldriverd.kernel import content, extents, fs, image, ioctl, loop, mount, run, watch
 from voldriverd.kernel.extents import Found
 
 pytestmark = pytest.mark.root
@@ -435,6 +436,107 @@ def test_compressed_images_of_old_pools_are_compared_by_their_bytes(make_pool: M
 def _share(fd: int, source: int, target: int, length: int) -> None:
     """Let a range have the extents of another range of the same file (ioctl_ficlonerange(2))."""
     fcntl.ioctl(fd, ioctl.iow(0x94, 13, 32), struct.pack("=qQQQ", fd, source, length, target))
+
+
+# who watches
+
+
+_LOOKS: Final = "looks for what changed"
+_COMPARES: Final = "compares all bytes with its base"
+
+
+def _map_is_not_trusted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(extents, "difference", lambda *_: None)
+
+
+@reflinking
+@pytest.mark.parametrize("is_thorough", [False, True], ids=["moved", "thorough"])
+def test_who_watches_is_told_of_each_byte_that_is_compared(
+    make_pool: MakePool, host: str, monkeypatch: pytest.MonkeyPatch, *, is_thorough: bool
+) -> None:
+    pool = make_pool(host)
+    _two_states(pool)
+    wanted = _sent(pool, NEXT, BASE, is_thorough=True)
+    if not is_thorough:
+        _map_is_not_trusted(monkeypatch)
+    watcher = Watcher()
+    with watch.watched(watcher):
+        assert _sent(pool, NEXT, BASE, is_thorough=is_thorough) == wanted
+    total_bytes = watcher.totals[_COMPARES]
+    assert total_bytes is not None
+    assert total_bytes > 16 * MIB
+    assert watcher.told_bytes[_COMPARES] == total_bytes
+
+
+@reflinking
+@pytest.mark.parametrize("is_thorough", [False, True], ids=["moved", "thorough"])
+def test_a_comparison_of_all_bytes_ends_with_the_next_piece(
+    make_pool: MakePool, host: str, monkeypatch: pytest.MonkeyPatch, *, is_thorough: bool
+) -> None:
+    pool = make_pool(host)
+    _two_states(pool)
+    if not is_thorough:
+        _map_is_not_trusted(monkeypatch)
+    before, before_bytes = _open_files(), _read_from_disk()
+    with pytest.raises(Enough), watch.watched(Watcher(_COMPARES, ends_after=1)):
+        _sent(pool, NEXT, BASE, is_thorough=is_thorough)
+    assert _read_from_disk() - before_bytes < 8 * MIB  # of 32
+    assert _open_files() == before
+    assert len(_sent(pool, NEXT, BASE)) == 3
+
+
+@reflinking
+def test_maps_of_many_extents_are_left_with_the_next_answer_of_the_kernel(
+    make_pool: MakePool, host: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pool = make_pool(host)
+    path = pool.create(size_bytes=SIZES["ext4"])
+    with path.open("r+b") as file:
+        for number in range(2_000):  # written so that none continues another
+            os.pwrite(file.fileno(), b"x" * BLOCK, 16 * MIB + 2 * BLOCK * number)
+    pool.driver.clone(TREE, BASE, read_only=True)
+    answers: list[int] = []
+    call = ioctl.call
+
+    def count(fd: int, number: int, argument: Any) -> Any:
+        answers.append(number)
+        return call(fd, number, argument)
+
+    monkeypatch.setattr(ioctl, "call", count)
+    with pytest.raises(Enough), watch.watched(Watcher(_LOOKS, ends_after=0)):
+        _sent(pool, TREE, BASE)
+    assert answers == []
+    assert _sent(pool, TREE, BASE) == []
+    assert answers.count(extents.FS_IOC_FIEMAP) >= 2_000 // 512 * 3
+
+
+def test_what_is_compressed_is_compared_no_further_than_wanted(make_pool: MakePool) -> None:
+    pool = make_pool("btrfs")
+    run.run(["chattr", "-C", str(pool.images)])
+    run.run(["btrfs", "property", "set", str(pool.images), "compression", "zstd"])
+    path = pool.images / TREE
+    path.write_bytes(b"a" * 64 * KIB + b"b" * 64 * KIB)
+    fs.sync_file_system(path)
+    pool.driver.clone(TREE, BASE, read_only=True)
+    with path.open("r+b") as file:
+        _share(file.fileno(), 64 * KIB, 0, 64 * KIB)
+    with pytest.raises(Enough), watch.watched(Watcher(_LOOKS, ends_after=1)):
+        _sent(pool, TREE, BASE)
+
+
+def test_zeros_that_are_read_and_not_sent_are_told_and_may_be_the_end(pool: Pool) -> None:
+    path = pool.create(size_bytes=SIZES["ext4"])
+    _write_image(path, 16 * MIB, bytes(32 * MIB))
+    watcher = Watcher()
+    with watch.watched(watcher):
+        assert sum(part.length for part in _sent(pool, TREE) if part.data is None) == watcher.told_bytes[None]
+    assert watcher.told_bytes[None] >= 32 * MIB
+    with pytest.raises(Enough), watch.watched(Watcher(ends_after=8 * MIB)), pool.driver.send(TREE) as stream:
+        assert sum(part.length for part in stream.parts) < 16 * MIB
+
+
+def _open_files() -> set[str]:
+    return {os.readlink(path) for path in Path("/proc/self/fd").iterdir() if path.is_symlink()}
 
 
 def test_moved_extents_are_sent_right(scratch: Scratch, make_pool: MakePool) -> None:

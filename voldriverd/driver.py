@@ -153,6 +153,9 @@ class Driver(Protocol):
        target key is absent.
     6. Methods block; calls for different keys may run in parallel; the caller never makes two
        calls for one key at once (`trees`, `usage` and `users` excepted).
+    7. *Who watches is told, and may end it*: what a driver compares, walks through, copies or checks tells
+       `kernel.watch`, every second at least; what the watcher raises passes through as OSError does. What the kernel
+       or a tool that writes does in one step, and what cleans up, comes to its end.
 
     A call returns only when its effect survives power loss, with two exceptions, both settled by
     `sync`: a new, empty tree may be missing after power loss, and a removed tree may be back.
@@ -269,7 +272,8 @@ class Driver(Protocol):
         (nested subvolumes in a btrfs stream) it writes as TAR, whole, and says so in `notes`. `is_thorough`: compare
         every byte with the base instead of trusting the file system's account of what changed. The same tree and base
         give the same bytes again, so that what broke off can be taken up. An early end of the block stops the work
-        and leaves nothing behind. Raises NotFound (either tree), Unsupported (no DELTA and a base; a format).
+        and leaves nothing behind. Raises NotFound
+        (either tree), Unsupported (no DELTA and a base; a format).
         """
         ...
 

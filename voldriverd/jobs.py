@@ -41,6 +41,8 @@ class Job:
         """Whether it was cancelled by somebody, and so is not to be taken up again."""
         self.waits_for: str | None = None
         """What it waits for before it begins; None once it works."""
+        self.step: str | None = None
+        """What it does before or after its bytes pass, in words (`looks for what changed`); None while they do."""
         self._clock = clock
         self._samples: deque[tuple[float, int]] = deque([(clock(), 0)])
 
@@ -60,7 +62,7 @@ class Job:
 
     def restart(self) -> None:
         """Count anew: what was done before was a preparation, or a first part."""
-        self.total_bytes, self.done_bytes = None, 0
+        self.step, self.total_bytes, self.done_bytes = None, None, 0
         self._samples = deque([(self._clock(), 0)])
 
     def cancel(self) -> None:
@@ -97,9 +99,14 @@ class Job:
         return (self.total_bytes - self.done_bytes) / rate
 
     def message(self) -> str:
-        """Return one line for people: `42 % (1.2 of 2.9 GiB, 85 MiB/s, 20 s left)`."""
+        """Return one line for people: `42 % (1.2 of 2.9 GiB, 85 MiB/s, 20 s left)`, with its step before that."""
         if self.waits_for is not None:
             return f"waits for {self.waits_for}"
+        if self.step is None:
+            return self._progress()
+        return f"{self.step}: {self._progress()}" if self.total_bytes or self.done_bytes else self.step
+
+    def _progress(self) -> str:
         rate, left_s = self.rate, self.left_s
         speed = [] if rate is None else [f"{_size(rate)}/s"]
         if self.percent is None:

@@ -22,10 +22,11 @@ from voldriverd import model
 from voldriverd.backup.faults import Cancelled
 from voldriverd.backup.manifest import Manifest, SnapshotCard, VolumeCard
 from voldriverd.driver import Capability, Driver, Key, TreeOptions
-from voldriverd.engine import chains, creation, failures, targets, trees
+from voldriverd.engine import chains, creation, failures, targets, trees, watching
 from voldriverd.engine.context import Engine
 from voldriverd.engine.supplies import Work
 from voldriverd.errors import Error, InUse, NotFound
+from voldriverd.kernel import watch
 from voldriverd.model import BackupState, SnapshotState
 from voldriverd.store.write import Write
 
@@ -221,16 +222,10 @@ def _send(engine: Engine, backup: model.Backup, repository: "Repository", work: 
     source = _source(engine, driver, backup, what)
     base = chains.find(engine, driver, backup, repository)
     draft = _draft(engine, backup, creation.tree_options(engine, source), base)
-    done_bytes = 0
-
-    def progress(more_bytes: int) -> None:
-        nonlocal done_bytes
-        done_bytes += more_bytes
-        work.advance(done_bytes)
-
-    with driver.send(source, base.key, is_thorough=base.is_thorough) as stream:
-        work.expect(stream.expected_bytes)
-        return _Sent(repository.write(draft, stream, progress=progress), base.note)
+    counted = watching.Counted(work)
+    with watch.watched(counted), driver.send(source, base.key, is_thorough=base.is_thorough) as stream:
+        counted.begin(stream.expected_bytes)
+        return _Sent(repository.write(draft, stream, progress=counted.advance), base.note)
 
 
 def _source(engine: Engine, driver: Driver, backup: model.Backup, what: str) -> Key:

@@ -17,9 +17,10 @@ from typing import Final
 
 from voldriverd import model, names
 from voldriverd.driver import Driver, Key, StreamFormat, TreeOptions
-from voldriverd.engine import creation, failures, pools, snapshots, space, supplies, trees, use
+from voldriverd.engine import creation, failures, pools, snapshots, space, supplies, trees, use, watching
 from voldriverd.engine.context import Engine
 from voldriverd.errors import Exists, InUse, Invalid, NotFound, Unusable
+from voldriverd.kernel import watch
 from voldriverd.model import VolumeState
 from voldriverd.store.write import Write
 
@@ -117,7 +118,8 @@ def bring(
     driver = engine.pools.driver(volume.pool_id)
     order = supplies.Order(supply, creation.tree_options(engine, going.key), what, allow_holes=allow_holes)
     arrived = _bring(engine, order, driver, going.key, work)
-    with failures.told_as(what):
+    with supplies.told_as(what, work), watch.watched(watching.Shown(work)):
+        watch.prepare("keeps what it displaces")
         driver.clone(volume.tree, going.kept.tree, read_only=True)
     return arrived
 

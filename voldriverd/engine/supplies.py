@@ -16,9 +16,10 @@ from voldriverd import model, names
 from voldriverd.backup.faults import Cancelled, Damage
 from voldriverd.backup.manifest import Manifest
 from voldriverd.driver import Driver, Key, Part, Stream, StreamFormat, TreeOptions
-from voldriverd.engine import extract, failures, scratch, targets
+from voldriverd.engine import extract, failures, scratch, targets, watching
 from voldriverd.engine.context import Engine
 from voldriverd.errors import Error, InUse, Invalid, NotFound, Unsupported, Unusable
+from voldriverd.kernel import watch
 from voldriverd.model import BackupState
 
 if TYPE_CHECKING:
@@ -41,6 +42,11 @@ class Work(Protocol):
     cancelled: threading.Event
     is_given_up: bool
     """Whether somebody ended it, and not the end of the daemon."""
+    step: str | None
+    """What it does before or after its bytes pass, in words; None while they do."""
+
+    def restart(self) -> None:
+        """Note that all is counted anew: what was done before was a preparation."""
 
     def expect(self, total_bytes: int | None) -> None:
         """Note how much will come."""
@@ -129,7 +135,7 @@ def unpack(engine: Engine, order: Order, driver: Driver, key: Key, work: Work) -
     """
     supply = order.supply
     delivery = _Delivery(order, work)
-    with told_as(order.what, work), closing(delivery.streams()) as streams:
+    with told_as(order.what, work), watch.watched(watching.Shown(work)), closing(delivery.streams()) as streams:
         if is_taken(driver, supply, order.options):
             work.expect(supply.stream_bytes)
             options = _fitted(order, driver, supply.stream_bytes if supply.format is StreamFormat.TAR else 0)
@@ -218,6 +224,10 @@ class _Unwatched:
     def __init__(self) -> None:
         self.cancelled = threading.Event()
         self.is_given_up = False
+        self.step: str | None = None
+
+    def restart(self) -> None:
+        pass
 
     def expect(self, total_bytes: int | None) -> None:
         pass
@@ -263,6 +273,7 @@ class _Delivery:
 
     def _advance(self, more_bytes: int) -> None:
         self._done_bytes += more_bytes
+        self._work.step = None
         self._work.advance(self._done_bytes)
 
     def _note_damage(self, damage: Damage) -> None:

@@ -272,8 +272,10 @@ def test_files_that_make_no_part_yet_are_told_and_may_be_the_end(place: Path) ->
     with pytest.raises(Enough), archive.write(place) as parts, watch.watched(Watcher(ends_after=0)):
         taken += list(parts)
     assert taken == []
-    with archive.write(place) as parts:
+    watcher = Watcher()
+    with archive.write(place) as parts, watch.watched(watcher):
         assert len(list(parts)) == 1
+    assert watcher.heard >= 10 + 2 * 10  # of each name, of each header and of what stands behind that
 
 
 @pytest.mark.parametrize("taken", [0, 1, 3])

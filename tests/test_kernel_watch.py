@@ -76,6 +76,16 @@ def test_a_copy_of_many_small_files_ends_with_the_next_one(tmp_path: Path) -> No
     assert len(os.listdir(tmp_path / "target")) == 3
 
 
+def test_the_ranges_of_a_sparse_file_are_told_one_by_one(tmp_path: Path) -> None:
+    with (tmp_path / "sparse").open("wb+") as file:
+        for number in range(20):
+            os.pwrite(file.fileno(), b"x", number * MIB)
+        watcher = Watcher()
+        with watch.watched(watcher):
+            assert len(list(content.segments(file.fileno(), 20 * MIB))) == 20
+    assert watcher.heard >= 20
+
+
 # Tools that only look.
 
 

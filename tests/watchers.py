@@ -11,6 +11,8 @@ class Watcher:
     def __init__(self, step: str | None = None, *, ends_after: int | None = None) -> None:
         self.totals: dict[str | None, int | None] = {}
         """What each step was announced as."""
+        self.heard = 0
+        """How often it was told something."""
         self.told_bytes: dict[str | None, int] = {}
         self._step: str | None = None
         self._end = step
@@ -21,6 +23,7 @@ class Watcher:
         self.totals[step] = total_bytes
 
     def advance(self, more_bytes: int) -> None:
+        self.heard += 1
         told_bytes = self.told_bytes[self._step] = self.told_bytes.get(self._step, 0) + more_bytes
         if self._step == self._end and self._ends_after is not None and told_bytes >= self._ends_after:
             raise Enough

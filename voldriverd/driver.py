@@ -272,8 +272,7 @@ class Driver(Protocol):
         (nested subvolumes in a btrfs stream) it writes as TAR, whole, and says so in `notes`. `is_thorough`: compare
         every byte with the base instead of trusting the file system's account of what changed. The same tree and base
         give the same bytes again, so that what broke off can be taken up. An early end of the block stops the work
-        and leaves nothing behind. Raises NotFound
-        (either tree), Unsupported (no DELTA and a base; a format).
+        and leaves nothing behind. Raises NotFound (either tree), Unsupported (no DELTA and a base; a format).
         """
         ...
 

@@ -17,6 +17,7 @@ from voldriverd import model
 from voldriverd.engine import backups, chains
 from voldriverd.errors import InUse
 from voldriverd.jobs import Job
+from voldriverd.kernel import image
 from voldriverd.model import BackupState, VolumeState
 
 pytestmark = pytest.mark.root
@@ -24,6 +25,7 @@ pytestmark = pytest.mark.root
 COMPARES: Final = "compares all bytes with its base"
 LOOKS: Final = "looks how much there is"
 CHECKS: Final = "checks its file system"
+GROWS: Final = "grows its file system"
 KEEPS: Final = "keeps what it displaces"
 _numbers: Final = itertools.count()
 
@@ -182,6 +184,30 @@ def test_what_takes_no_time_is_not_cut_off_when_the_daemon_ends(host: Host, name
     host.write(name, "later")
     host.restore(name, backup, job=EndedAt("restore", KEEPS, Job.stop))
     assert host.read(name) == ""
+
+
+def test_the_growth_of_an_image_that_was_restored_can_be_cancelled(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    backup = host.backup("loop", "one")
+    monkeypatch.setattr(image, "may_grow_mounted_ext4", lambda: False)
+    with pytest.raises(InUse, match="cannot restore volume new: it was cancelled"):
+        host.restore_as("new", backup, {"size": "128M"}, job=EndedAt("restore", GROWS, Job.cancel))
+    assert host.store.volume_named("new") is None
+    host.check_trees()
+
+
+def test_a_step_between_the_bytes_is_shown_until_they_go_on(host: Host) -> None:
+    backup = host.backup("btrfs", "one")
+    steps: list[str | None] = []
+
+    class Seeing(EndedAt):
+        def advance(self, done_bytes: int) -> None:
+            super().advance(done_bytes)
+            steps.append(self.step)
+
+    job = Seeing("restore", LOOKS, lambda job: steps.append(job.step))
+    host.restore("directory", backup, job=job)
+    assert steps.count(LOOKS) == 1
+    assert steps[0] is steps[-1] is None
 
 
 def test_a_restore_shows_its_last_steps(host: Host) -> None:

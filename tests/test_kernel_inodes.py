@@ -7,7 +7,8 @@ import pytest
 
 from tests.scratch import Scratch
 from tests.test_kernel_btrfs import make, snapshot
-from voldriverd.kernel import btrfs, inodes, receive, run
+from tests.watchers import Enough, Watcher
+from voldriverd.kernel import btrfs, inodes, receive, run, watch
 
 pytestmark = pytest.mark.root
 
@@ -83,3 +84,17 @@ def test_inodes_with_flags_are_counted_among_many(place: Path) -> None:
     with btrfs.opened(tree) as fd:
         assert inodes.count_flagged(fd, inodes.UNSENT) == 10
         assert inodes.count_flagged(fd, inodes.BTRFS_INODE_APPEND) == 0
+
+
+def test_who_watches_can_end_the_look_at_many_files(place: Path) -> None:
+    tree = make(place, "one")
+    for number in range(1_000):
+        (tree / f"{number}").touch()
+    os.sync()
+    watcher = Watcher()
+    with btrfs.opened(tree) as fd:
+        with watch.watched(watcher):
+            inodes.count_flagged(fd, inodes.UNSENT)
+        assert watcher.heard > 2  # with each page
+        with pytest.raises(Enough), watch.watched(Watcher(ends_after=0)):
+            inodes.count_flagged(fd, inodes.UNSENT)

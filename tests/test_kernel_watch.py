@@ -86,32 +86,38 @@ def test_the_ranges_of_a_sparse_file_are_told_one_by_one(tmp_path: Path) -> None
     assert watcher.heard >= 20
 
 
-# Tools that only look.
+# Tools that may be killed.
 
 
-def test_a_tool_that_looks_runs_to_its_end(tmp_path: Path) -> None:
-    run.check([sys.executable, "-S", "-c", f"print('x' * 1_000_000); open({str(tmp_path / 'file')!r}, 'w').close()"])
+def test_a_watched_tool_runs_to_its_end(tmp_path: Path) -> None:
+    run.watched([sys.executable, "-S", "-c", f"print('x' * 1_000_000); open({str(tmp_path / 'file')!r}, 'w').close()"])
     assert (tmp_path / "file").exists()
 
 
-def test_a_tool_that_looks_and_fails_is_quoted() -> None:
+def test_a_watched_tool_that_fails_is_quoted() -> None:
     program = "import sys; print('one'); print('two'); sys.exit(4)"
     with pytest.raises(run.ToolError, match="ended with status 4: one / two"):
-        run.check([sys.executable, "-S", "-c", program])
+        run.watched([sys.executable, "-S", "-c", program])
 
 
-def test_a_tool_that_looks_for_too_long_is_killed() -> None:
+def test_a_watched_tool_may_have_other_good_ends() -> None:
+    run.watched(["sh", "-c", "exit 1"], good=(0, 1))
+    with pytest.raises(run.ToolError, match="ended with status 2"):
+        run.watched(["sh", "-c", "exit 2"], good=(0, 1))
+
+
+def test_a_watched_tool_that_takes_too_long_is_killed() -> None:
     with pytest.raises(run.ToolError, match="sleep did not end within 0 s") as caught:
-        run.check(["sleep", "1000"], timeout_s=0)
+        run.watched(["sleep", "1000"], timeout_s=0)
     assert caught.value.errno == errno.ETIMEDOUT
 
 
-def test_a_tool_that_looks_and_is_not_installed_is_told() -> None:
+def test_a_watched_tool_that_is_not_installed_is_told() -> None:
     with pytest.raises(FileNotFoundError):
-        run.check(["no-such-tool"])
+        run.watched(["no-such-tool"])
 
 
-def test_a_tool_that_looks_is_killed_when_nobody_wants_it_any_more(tmp_path: Path) -> None:
+def test_a_watched_tool_is_killed_when_nobody_wants_it_any_more(tmp_path: Path) -> None:
     class Patient(Watcher):
         def advance(self, more_bytes: int) -> None:
             super().advance(more_bytes)
@@ -120,5 +126,5 @@ def test_a_tool_that_looks_is_killed_when_nobody_wants_it_any_more(tmp_path: Pat
 
     program = f"echo $$ > {tmp_path}/new; mv {tmp_path}/new {tmp_path}/pid; exec sleep 1000"
     with pytest.raises(Enough), watch.watched(Patient()):
-        run.check(["sh", "-c", program])
+        run.watched(["sh", "-c", program])
     assert not Path(f"/proc/{(tmp_path / 'pid').read_text().strip()}").exists()

@@ -45,6 +45,7 @@ _OURS: Final[tuple[tuple[ModuleType, str], ...]] = (
     (mount, "unmount"),
     (mount, "table"),
     (run, "run"),
+    (run, "watched"),
     (run, "feeding"),
     (run, "reading"),
 )

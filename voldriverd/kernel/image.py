@@ -169,7 +169,7 @@ def faults(image: Path) -> str | None:
     argv = ["e2fsck", "-f", "-n"] if type_of(image) == "ext4" else ["xfs_repair", "-n"]
     watch.prepare("checks its file system")
     try:
-        run.check([*argv, str(image)], timeout_s=_GROW_TIMEOUT_S)
+        run.watched([*argv, str(image)], timeout_s=_GROW_TIMEOUT_S)
     except run.ToolError as err:
         return err.strerror
     except FileNotFoundError:
@@ -180,11 +180,13 @@ def faults(image: Path) -> str | None:
 def grow_unmounted_ext4(image: Path) -> None:
     """Check an ext4 image, replay its journal and grow the file system to the image's size. Raises OSError.
 
-    It is checked again at the end, for resize2fs (1.47.0) may end well although writes of it have failed.
+    `watch` is told, and may end it; what was begun cannot be taken back then, nor after an error. It is checked again
+    at the end, for resize2fs (1.47.0) may end well although writes of it have failed.
     """
-    run.run(["e2fsck", "-f", "-p", str(image)], timeout_s=_GROW_TIMEOUT_S, good=(0, _REPAIRED))
-    run.run(["resize2fs", str(image)], timeout_s=_GROW_TIMEOUT_S)
-    run.run(["e2fsck", "-f", "-n", str(image)], timeout_s=_GROW_TIMEOUT_S)
+    watch.prepare("grows its file system")
+    run.watched(["e2fsck", "-f", "-p", str(image)], timeout_s=_GROW_TIMEOUT_S, good=(0, _REPAIRED))
+    run.watched(["resize2fs", str(image)], timeout_s=_GROW_TIMEOUT_S)
+    run.watched(["e2fsck", "-f", "-n", str(image)], timeout_s=_GROW_TIMEOUT_S)
 
 
 def grow_mounted(place: Path) -> None:

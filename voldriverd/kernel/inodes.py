@@ -5,7 +5,7 @@ import struct
 from collections.abc import Iterator
 from typing import Final
 
-from voldriverd.kernel import btrfs, ioctl
+from voldriverd.kernel import btrfs, ioctl, watch
 
 BTRFS_INODE_NODATACOW: Final = 1 << 1
 BTRFS_INODE_SYNC: Final = 1 << 5
@@ -89,7 +89,7 @@ def with_data(fd: int, *, since: int = 0) -> Iterator[int]:
 def _items(fd: int, since: int) -> Iterator[tuple[int, int, memoryview]]:
     """Yield inode, type and content of the items of a subvolume, in order; of the extents of a file perhaps not all.
 
-    They are passed by on the way: 20,000 small files took 60 ms (2 cores, 6.18).
+    They are passed by on the way: 20,000 small files took 60 ms (2 cores, 6.18). `watch` is told of each page of them.
     """
     tree_id = btrfs.subvolume_id(fd)
     inode, kind, offset = btrfs.BTRFS_FIRST_FREE_OBJECTID, 0, 0
@@ -107,6 +107,7 @@ def _items(fd: int, since: int) -> Iterator[tuple[int, int, memoryview]]:
             nr_items=_BUFFER_BYTES,
             buf_size=_BUFFER_BYTES,
         )
+        watch.advance()
         ioctl.call(fd, BTRFS_IOC_TREE_SEARCH_V2, arguments)
         if arguments.nr_items == 0:
             return

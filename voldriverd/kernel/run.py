@@ -51,8 +51,8 @@ def missing(tools: Sequence[str]) -> list[str]:
     return [tool for tool in tools if shutil.which(tool) is None]
 
 
-def check(argv: Sequence[str], *, timeout_s: float = TIMEOUT_S) -> None:
-    """Run a tool that only looks, to its end; `watch` is told that it goes on, and what that raises kills it.
+def watched(argv: Sequence[str], *, timeout_s: float = TIMEOUT_S, good: Sequence[int] = (0,)) -> None:
+    """Run a tool that may be killed at any time to its end; `watch` is told that it goes on, and may end it.
 
     Raises ToolError and FileNotFoundError as `run` does.
     """
@@ -66,7 +66,7 @@ def check(argv: Sequence[str], *, timeout_s: float = TIMEOUT_S) -> None:
                 if time.monotonic() > deadline_s:
                     raise ToolError(errno.ETIMEDOUT, f"{argv[0]} did not end within {timeout_s:.0f} s") from err
                 continue
-            if process.returncode:
+            if process.returncode not in good:
                 raise _failure(argv, process.returncode, stderr or stdout)
             return
 

@@ -113,6 +113,7 @@ def torture_backups(places: Places, *, seed: int, time_s: float) -> None:
     with backups.disturbed(places, seed=seed) as disturbing:
         disturbing.run(ROUNDS_MAX, until_s=time.monotonic() + time_s)
     _say(f"backups: rounds: {_counted(disturbing.met)}")
+    _say(f"backups: not ended before the fault: {_counted(disturbing.cut)}")
     _say(f"backups: {disturbing.checked} backups restored and compared")
 
 

@@ -57,6 +57,9 @@ class Disturbing:
         """The digest of each volume."""
         self._number = 0
         self.met: Counter[str] = Counter()
+        """How often each fault came."""
+        self.cut: Counter[str] = Counter()
+        """And how often what it was to disturb had not ended before."""
         self.checked = 0
         for driver in DRIVERS:
             self._created(driver, driver=driver)
@@ -79,9 +82,10 @@ class Disturbing:
         before = self._now[name]
         allowed = {before}
         if is_restore:
-            backup = self._random.choice(made)
+            backup = self._random.choice(self._reachable(made, fault))
             allowed.add(self._known[backup["name"]])
-            self._begin(f"volumes/{self._id(name)}/?action=restorefrombackup", backupId=backup["id"])
+            going = f"volumes/{self._id(name)}"
+            self._begin(f"{going}/?action=restorefrombackup", backupId=backup["id"])
         else:
             self._write(name, "change", os.urandom(self._random.randrange(CHANGE_BYTES)))
             allowed = {self._now[name]}
@@ -89,11 +93,17 @@ class Disturbing:
             title = f"round-{self._number}"
             self._known[title] = self._now[name]
             target = {"kill": self._random.choice(("net", "full")), "network": "net", "full": "full"}[fault]
-            self._begin(f"volumes/{self._id(name)}/?action=backup", backupTargetId=self._target(target), name=title)
+            begun = self._begin(
+                f"volumes/{self._id(name)}/?action=backup", backupTargetId=self._target(target), name=title
+            )
+            going = f"backups/{begun['id']}"
         time.sleep(self._random.random() * LIFE_S)
+        is_cut = self._ask("GET", f"/v1/{going}").body["transitioning"] == "yes"
         {"kill": self._kill, "network": self._cut, "full": self._fill}[fault]()
         self._settle()
-        self.met[f"{fault} in a {'restore' if is_restore else 'backup'}"] += 1
+        what = f"{fault} in a {'restore' if is_restore else 'backup'}"
+        self.met[what] += 1
+        self.cut[what] += is_cut
         found = self._digest(name)
         assert found in allowed, f"volume {name} has what it never had, after {fault}"
         self._now[name] = found
@@ -119,9 +129,16 @@ class Disturbing:
             time.sleep(CUT_S)
         filler.unlink()
 
-    def _begin(self, path: str, **fields: str) -> None:
+    def _reachable(self, made: list[dict[str, Any]], fault: str) -> list[dict[str, Any]]:
+        """Return the backups that a fault can hinder: what lies beside us needs no network."""
+        net = self._target("net")
+        far = [backup for backup in made if backup["backupTargetId"] == net]
+        return far if far and fault == "network" else made
+
+    def _begin(self, path: str, **fields: str) -> dict[str, Any]:
         answer = self._ask("POST", f"/v1/{path}", fields)
         assert answer.status < 300, answer.body
+        return dict(answer.body)
 
     def _settle(self) -> None:
         """Wait until nothing is on its way, and see that nothing hangs between."""

@@ -6,7 +6,7 @@ class Enough(Exception):
 
 
 class Watcher:
-    """Keeps steps and bytes; `ends_after` bytes of one step (0: with the first word of it) it raises Enough."""
+    """Keeps steps and bytes; `ends_after` bytes of a step (None: any) it raises Enough, 0: at its first word."""
 
     def __init__(self, step: str | None = None, *, ends_after: int | None = None) -> None:
         self.totals: dict[str | None, int | None] = {}
@@ -25,5 +25,5 @@ class Watcher:
     def advance(self, more_bytes: int) -> None:
         self.heard += 1
         told_bytes = self.told_bytes[self._step] = self.told_bytes.get(self._step, 0) + more_bytes
-        if self._step == self._end and self._ends_after is not None and told_bytes >= self._ends_after:
+        if self._end in {None, self._step} and self._ends_after is not None and told_bytes >= self._ends_after:
             raise Enough

@@ -4,6 +4,7 @@ import itertools
 import os
 import subprocess
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from typing import Final
@@ -12,12 +13,14 @@ import pytest
 
 from tests.contract import content
 from tests.contract.conftest import Pool
-from tests.contract.pools import KINDS, making_increments, making_no_increments, promising
+from tests.contract.pools import KINDS, making_increments, making_no_increments, not_promising, promising
 from tests.contract.sending import Sent, changed, filled, raising, receive, send, sized, snapshot
 from tests.likeness import Facts
 from tests.scratch import Scratch, unmount_under
+from tests.watchers import Enough, Watcher
 from voldriverd.driver import PART_MAX, Capability, Driver, Key, Part, Stream, StreamFormat, TreeOptions
 from voldriverd.errors import Exists, NotFound, Unsupported, Unusable
+from voldriverd.kernel import watch
 
 pytestmark = pytest.mark.root
 
@@ -378,6 +381,33 @@ def test_an_early_end_of_the_block_leaves_nothing(pool: Pool) -> None:
         assert not any(os.path.ismount(pool.mounts / name) for name in os.listdir(pool.mounts))
     pool.driver.remove(Key("s1"))
     assert pool.driver.trees() == {"v1.1"}
+
+
+def test_who_watches_can_end_what_comes_before_the_first_part(pool: Pool) -> None:
+    filled(pool, "v1.1", content.fill)
+    snapshot(pool, "v1.1", "s1")
+    before = listing(pool)
+    with pytest.raises(Enough), watch.watched(Watcher(ends_after=0)), _tar(pool):
+        pytest.fail("nobody was told")
+    assert listing(pool) == before
+    assert not any(os.path.ismount(pool.mounts / name) for name in os.listdir(pool.mounts))
+    watcher = Watcher()
+    with watch.watched(watcher), _tar(pool):
+        (told_bytes,) = watcher.told_bytes.values()
+        assert told_bytes > 0
+
+
+def _tar(pool: Pool) -> AbstractContextManager[Stream]:
+    return pool.driver.send(Key("s1"), wanted=StreamFormat.TAR)
+
+
+@not_promising(Capability.COW)
+def test_who_watches_can_end_a_clone_that_copies(pool: Pool) -> None:
+    filled(pool, "v1.1", content.fill)
+    before = listing(pool)
+    with pytest.raises(Enough), watch.watched(Watcher(ends_after=0)):
+        pool.driver.clone(Key("v1.1"), Key("s1"), read_only=True)
+    assert listing(pool) == before
 
 
 def _fail_inside(driver: Driver, wanted: StreamFormat) -> None:

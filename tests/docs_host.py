@@ -50,7 +50,6 @@ case "$*" in
 "restart voldriverd") end; begin ;;
 "stop voldriverd.socket voldriverd-api.socket voldriverd.service") end ;;
 "is-active voldriverd") running && echo active ;;
-"reset-failed voldriverd") ;;
 "start docker" | "stop docker") ;;
 *) echo "systemctl here does not know: $*" >&2; exit 1 ;;
 esac

@@ -79,6 +79,18 @@ def test_a_socket_is_where_the_daemon_would_make_it_and_of_the_same_kind(
     assert unit.name in sections(units.SERVICE)["Sockets"].split()
 
 
+def test_a_daemon_that_cannot_start_is_tried_until_it_can() -> None:
+    found = sections(units.SERVICE)
+    assert (found["Restart"], found["StartLimitIntervalSec"]) == ("on-failure", "0")
+    assert "StartLimitBurst" not in found
+    assert f"started again after {found['RestartSec']} s" in " ".join(DOC.read_text().split())
+
+
+@pytest.mark.parametrize("unit", units.SOCKETS)
+def test_who_waits_for_a_daemon_that_does_not_start_is_sent_away(unit: Path) -> None:
+    assert sections(unit)["FlushPending"] == "yes"
+
+
 def test_every_capability_has_its_reason_above_it() -> None:
     lines = units.SERVICE.read_text().splitlines()
     asked = [at for at, line in enumerate(lines) if line.startswith("CapabilityBoundingSet=")]

@@ -27,6 +27,7 @@ CHECKOUT: Final = Path(__file__).resolve().parent.parent
 PROJECT: Final = tomllib.loads((CHECKOUT / "pyproject.toml").read_text())["project"]
 PROGRAMS: Final[Mapping[str, str]] = PROJECT["scripts"]
 EXAMPLE: Final = CHECKOUT / "packaging" / "voldriver.toml"
+RULES: Final = CHECKOUT / "prometheus" / "voldriverd.rules.yml"
 CONFIGURATION: Final = "etc/voldriver/voldriver.toml"
 PYTHON: Final = Path(os.path.realpath(sys.executable))
 """/usr/bin/python3.11, and not python3, which is another one after the next release of Debian."""
@@ -90,7 +91,7 @@ def write_programs(env: Path, *, final: Path) -> None:
 
 
 def write_files(env: Path, tree: Path, *, prefix: Path, functions: str) -> None:
-    """Write what belongs elsewhere, each under its path from /: units, completion, man pages, the example.
+    """Write what belongs elsewhere, each under its path from /: units, completion, man pages, the example, alert rules.
 
     `functions` is the directory below share/zsh. Raises Failed.
     """
@@ -110,6 +111,9 @@ def write_files(env: Path, tree: Path, *, prefix: Path, functions: str) -> None:
         link.symlink_to(f"../lib/voldriverd/current/bin/{program}")
     _write_pages(env, base / "share" / "man")
     _write(base / "share/doc/voldriverd/examples/voldriver.toml", EXAMPLE.read_bytes())
+    # Not among the documents: a Prometheus on this host may read it there, and nothing that is read may lie among them
+    # (Debian Policy 12.3, 12.6).
+    _write(base / "share/voldriverd/prometheus" / RULES.name, RULES.read_bytes())
     _write(base / "share/doc/voldriverd/bundled.txt", libraries(env).encode())
 
 

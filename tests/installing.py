@@ -91,7 +91,7 @@ def wheels(place: Path) -> dict[str, str]:
 
 def checkout(place: Path, version: str) -> Path:
     """Copy what an installation is made from, as if it were of another version."""
-    parts = ("voldriverd", "drivers", "packaging", "scripts", "systemd", "docs")
+    parts = ("voldriverd", "drivers", "packaging", "scripts", "systemd", "docs", "prometheus")
     for part in parts:
         shutil.copytree(CHECKOUT / part, place / part, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("pyproject.toml", "README.md", "CHANGELOG.md", "LICENSE"):

@@ -29,6 +29,7 @@ pytestmark = pytest.mark.root
 EXAMPLE: Final = CHECKOUT / "packaging" / "voldriver.toml"
 PROGRAMS: Final = ("voldriver", "voldriverd")
 BASE: Final = "/usr/local/lib/voldriverd"
+RULES: Final = CHECKOUT / "prometheus" / "voldriverd.rules.yml"
 DIRECTORY_POOL: Final = '[pools.plain]\ndriver = "directory"\npath = "/srv/plain"\n'
 
 
@@ -223,6 +224,13 @@ def test_units_name_pages_that_are_there(host: Copy) -> None:
         assert host.path(f"/usr/local/share/man/man{section}/{name}.{section}.gz").exists()
 
 
+def test_the_alert_rules_are_where_the_docs_have_them(host: Copy) -> None:
+    assert host.path("/usr/local/share/voldriverd/prometheus/voldriverd.rules.yml").read_text() == RULES.read_text()
+    page = " ".join((CHECKOUT / "docs/metrics.md").read_text().split())
+    assert "`/usr/share/voldriverd/prometheus/voldriverd.rules.yml`" in page
+    assert "`/usr/local/share/voldriverd/prometheus/voldriverd.rules.yml`" in page
+
+
 @pytest.mark.parametrize(
     ("shell", "place"),
     [
@@ -391,6 +399,7 @@ def test_what_is_taken_away_leaves_the_configuration_alone(tmp_path: Path, host:
     kept.parent.mkdir()
     kept.write_text("")
     assert (tmp_path / "usr/local/bin/voldriver").is_symlink()
+    assert (tmp_path / "usr/local/share/voldriverd/prometheus/voldriverd.rules.yml").exists()
     with place.locked():
         install.uninstall(place, is_forced=False)
     assert [path for path in tmp_path.rglob("*") if not path.is_dir()] == [kept]
@@ -448,6 +457,7 @@ def test_a_package_belongs_to_root_and_brings_no_bytecode(package: Path) -> None
     assert written_by_others == []
     for place in (
         "./usr/bin/voldriverd ->",
+        "./usr/share/voldriverd/prometheus/voldriverd.rules.yml",
         "./usr/share/man/man8/voldriverd.8.gz",
         "./usr/share/zsh/vendor-completions/_v",
     ):
@@ -491,6 +501,7 @@ def test_it_is_installed_upgraded_and_removed_with_its_volumes_left(
     assert "volumes, snapshots and the trash stay in: /var/lib/voldriver /srv/plain\n" in done.stderr.replace('"', "")
     assert "not empty" not in done.stdout + done.stderr
     assert not debian.path("/usr/lib/voldriverd").exists()
+    assert not debian.path("/usr/share/voldriverd").exists()
     done = dpkg(debian, "--purge", "voldriverd")
     assert done.returncode == 0, done.stdout + done.stderr
     assert not debian.path("/etc/voldriver").exists()

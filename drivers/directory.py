@@ -30,7 +30,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
@@ -47,6 +47,8 @@ _LINKS: Final = "links"
 _READ_ONLY: Final = "read_only"
 _SWEEP_TIMEOUT_S: Final = 0.5
 """At the daemon's start, which is to take 3 s; some 20,000 files go in that time."""
+_UNDO_TIMEOUT_S: Final = 1.0
+"""Of what is half made, where somebody waits for the end of a restore that was cancelled."""
 
 
 class Directory:
@@ -242,7 +244,10 @@ class Directory:
 
     @contextmanager
     def _part(self, key: Key) -> Iterator[Path]:
-        """Yield a new directory that becomes the tree after the block, durably, and is gone if that raised."""
+        """Yield a new directory that becomes the tree after the block, durably, and is no tree if that raised.
+
+        What of it cannot be removed in a moment is left to `remove` of that key, or the next `open`.
+        """
         part = self._trees / f"{_PART}{key}"
         tree.vanish(part)
         try:
@@ -252,7 +257,8 @@ class Directory:
         except BaseException:
             if (self._trees / key).exists():  # its name could not be made durable
                 (self._trees / key).rename(part)
-            tree.vanish(part)
+            with suppress(TimeoutError):
+                tree.vanish(part, timeout_s=_UNDO_TIMEOUT_S)
             raise
 
     def _sweep(self, *, timeout_s: float = math.inf) -> None:

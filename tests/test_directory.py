@@ -16,9 +16,10 @@ from drivers.directory import Directory
 from tests.likeness import describe
 from tests.scratch import Scratch, unmount_under
 from tests.test_kernel_tree import add_flags, bound
+from tests.watchers import Enough, Watcher
 from voldriverd.driver import Capability, Key, StreamFormat, TreeOptions, Usage
 from voldriverd.errors import InUse, NotFound, Unsupported, Unusable
-from voldriverd.kernel import fs, mount, tree
+from voldriverd.kernel import fs, mount, tree, watch
 from voldriverd.kernel.content import Content
 
 pytestmark = pytest.mark.root
@@ -293,6 +294,21 @@ def test_a_clone_replaces_what_is_left_of_an_earlier_one(driver: Directory, root
 
 def test_removing_a_key_removes_what_is_left_of_its_making(driver: Directory, root: Path) -> None:
     _leave(root, ".part-s1")
+    driver.remove(_CLONE)
+    assert _names(root) == ["v1.1"]
+
+
+def test_the_end_of_what_is_not_wanted_any_more_does_not_wait_for_all_of_its_files(
+    driver: Directory, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(3):
+        (driver.attach(_VOLUME, read_only=False) / str(number)).write_bytes(b"content")
+    driver.detach(_VOLUME)
+    monkeypatch.setattr(directory, "_UNDO_TIMEOUT_S", -1.0)
+    with pytest.raises(Enough), watch.watched(Watcher(ends_after=20)):
+        driver.clone(_VOLUME, _CLONE, read_only=True)
+    assert driver.trees() == {"v1.1"}
+    assert _names(root) == [".part-s1", "v1.1"]
     driver.remove(_CLONE)
     assert _names(root) == ["v1.1"]
 

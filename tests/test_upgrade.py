@@ -17,7 +17,9 @@ from typing import Any, Final
 
 import pytest
 
+from tests import docs_host
 from tests.docs import Page
+from tests.docs_host import DocsHost
 from tests.running import Running
 from tests.scratch import Scratch
 from voldriverd import model, store
@@ -34,6 +36,21 @@ EVERY: Final = 9
 OPEN: Final = "import sys, pathlib; from voldriverd import store; store.Store(pathlib.Path(sys.argv[1])).close()"
 CHANGES: Final = "pwrite64,write,fsync,fdatasync,ftruncate,rename,unlink"
 """The calls by which a store and its copy come to the disk."""
+NEWER: Final = """
+from voldriverd.cli.daemon import main
+from voldriverd.engine import recovery
+from voldriverd.errors import Unusable
+from voldriverd.store import schema
+
+def recover(engine):
+    raise Unusable("cannot serve: it is broken")
+
+schema.MIGRATIONS[schema.VERSION] = "CREATE TABLE later (id INTEGER PRIMARY KEY);"
+schema.VERSION += 1
+recovery.recover = recover
+main()
+"""
+"""The daemon of the next release, which upgrades the database and then does not start."""
 EXPIRES: Final = datetime(2026, 12, 29, 5, 6, 7, tzinfo=UTC)
 """When the nameless snapshot of each store does."""
 
@@ -381,6 +398,11 @@ def test_a_daemon_upgrades_its_store_and_says_where_the_copy_is(tmp_path: Path) 
 
 
 def test_the_way_back_in_the_docs_brings_the_old_store_and_keeps_the_newer_one(old: Path) -> None:
+    with closing(sqlite3.connect(old)) as connection:
+        # Of an upgrade before; by its name it would come last, as one of version 9 does after one of version 10.
+        aside.keep(connection, old, 9, datetime(2020, 1, 1, tzinfo=UTC))
+        connection.execute("UPDATE volumes SET description = 'later' WHERE id = 1")
+        connection.commit()
     before = rows(old)
     with closing(store.Store(old.parent)) as opened:
         opened.commit(lambda write: write.put_pool_path(model.PoolId(1), "/srv/elsewhere"))
@@ -397,3 +419,25 @@ def test_the_way_back_in_the_docs_brings_the_old_store_and_keeps_the_newer_one(o
     assert rows(newer)["pools"][0][-1] == "/srv/elsewhere"
     with closing(store.Store(old.parent)) as opened:
         assert len(opened.volumes()) == 4
+
+
+@pytest.mark.root
+@pytest.mark.docker
+def test_who_goes_back_from_an_upgrade_that_does_not_start_as_the_docs_say_has_the_volumes(tmp_path: Path) -> None:
+    (way_back,) = (block.text for block in Page("docs/upgrade.md").blocks if block.section == "Downgrade")
+    (tmp_path / "newer.py").write_text(NEWER)
+    with DocsHost(tmp_path) as host:
+        host.begin()
+        host.must("voldriver volume create db; echo kept >$(voldriver volume mount db | head -n 1)/file")
+        host.must(docs_host.STOP)
+        assert "cannot serve: it is broken" in host.run(f"{sys.executable} {tmp_path}/newer.py")
+        host.run("systemctl start voldriverd")
+        place = docs_host.ROOT / store.FILE_NAME
+        (copy,) = aside.copies(host.world.root / str(place)[1:])
+        assert f"or go back to what was put aside before the upgrade, {place.with_name(copy.name)} " in host.log
+        host.must(way_back)
+        host.must("systemctl start voldriverd")
+        assert host.must("voldriver volume ls -q; cat $(voldriver volume mount db | head -n 1)/file") == "db\nkept\n"
+        newer = tmp_path / "newer.db"
+        newer.write_bytes(copy.with_name("voldriver.db.newer").read_bytes())
+    assert version_of(newer) == schema.VERSION + 1

@@ -17,3 +17,4 @@ def test_whatever_happens_backups_and_volumes_are_whole(tmp_path: Path) -> None:
     with places_in_memory(tmp_path) as places, disturbed(places, seed=SEED) as disturbing:
         disturbing.run(ROUNDS)
         assert disturbing.checked >= ROUNDS // 2
+        assert disturbing.met.total() > 0

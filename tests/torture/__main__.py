@@ -112,8 +112,8 @@ def torture_backups(places: Places, *, seed: int, time_s: float) -> None:
     """Backups and restores that meet a killed daemon, a cut network or a full target."""
     with backups.disturbed(places, seed=seed) as disturbing:
         disturbing.run(ROUNDS_MAX, until_s=time.monotonic() + time_s)
-    _say(f"backups: rounds: {_counted(disturbing.met)}")
-    _say(f"backups: not ended before the fault: {_counted(disturbing.cut)}")
+    _say(f"backups: rounds: {_counted(disturbing.rounds)}")
+    _say(f"backups: of which the fault met what had not ended: {_counted(disturbing.met)}")
     _say(f"backups: {disturbing.checked} backups restored and compared")
 
 

@@ -11,7 +11,7 @@ import random
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -24,8 +24,8 @@ from voldriverd.kernel import mount
 NAME: Final = "backups"
 DRIVERS: Final = ("btrfs", "loop", "directory")
 FAULTS: Final = ("kill", "network", "full")
-LIFE_S: Final = 1.0
-"""How long a backup or restore goes on at most before something happens to it."""
+LIFE_S: Final = 0.2
+"""How long a backup or restore goes on at most before something happens to it; undisturbed they take 25 to 300 ms."""
 CUT_S: Final = 1.0
 """How long the network is away, or the target full."""
 BASE_BYTES: Final = 6 << 20
@@ -56,10 +56,10 @@ class Disturbing:
         self._now: dict[str, str] = {}
         """The digest of each volume."""
         self._number = 0
-        self.met: Counter[str] = Counter()
+        self.rounds: Counter[str] = Counter()
         """How often each fault came."""
-        self.cut: Counter[str] = Counter()
-        """And how often what it was to disturb had not ended before."""
+        self.met: Counter[str] = Counter()
+        """And how often it met what had not ended before."""
         self.checked = 0
         for driver in DRIVERS:
             self._created(driver, driver=driver)
@@ -76,67 +76,79 @@ class Disturbing:
 
     def _round(self) -> None:
         name = self._random.choice(DRIVERS)
-        made = self._made()
-        is_restore = bool(made) and self._random.random() < 1 / 3
+        is_restore = bool(self._made()) and self._random.random() < 1 / 3
         fault = self._random.choice(FAULTS)
-        before = self._now[name]
-        allowed = {before}
         if is_restore:
-            backup = self._random.choice(self._reachable(made, fault))
-            allowed.add(self._known[backup["name"]])
-            going = f"volumes/{self._id(name)}"
-            self._begin(f"{going}/?action=restorefrombackup", backupId=backup["id"])
+            going, allowed = self._begin_restore(name, fault)
+            is_met = self._disturb(going, fault)
+        elif fault == "full":
+            with self._filled(left_bytes=self._random.randrange(CHANGE_BYTES)):
+                going, allowed = self._begin_backup(name, fault)
+                time.sleep(CUT_S)
+                is_met = self._ask("GET", going).body["state"] != "created"
         else:
-            self._write(name, "change", os.urandom(self._random.randrange(CHANGE_BYTES)))
-            allowed = {self._now[name]}
-            self._number += 1
-            title = f"round-{self._number}"
-            self._known[title] = self._now[name]
-            target = {"kill": self._random.choice(("net", "full")), "network": "net", "full": "full"}[fault]
-            begun = self._begin(
-                f"volumes/{self._id(name)}/?action=backup", backupTargetId=self._target(target), name=title
-            )
-            going = f"backups/{begun['id']}"
-        time.sleep(self._random.random() * LIFE_S)
-        is_cut = self._ask("GET", f"/v1/{going}").body["transitioning"] == "yes"
-        {"kill": self._kill, "network": self._cut, "full": self._fill}[fault]()
+            going, allowed = self._begin_backup(name, fault)
+            is_met = self._disturb(going, fault)
         self._settle()
         what = f"{fault} in a {'restore' if is_restore else 'backup'}"
-        self.met[what] += 1
-        self.cut[what] += is_cut
+        self.rounds[what] += 1
+        self.met[what] += is_met
         found = self._digest(name)
         assert found in allowed, f"volume {name} has what it never had, after {fault}"
         self._now[name] = found
         if made := self._made():
             self._check_backup(self._random.choice(made))
 
-    def _kill(self) -> None:
-        self._daemon.kill()
-        self._daemon.start()
+    def _begin_restore(self, name: str, fault: str) -> tuple[str, set[str]]:
+        """Begin one, and return what tells how far it is and what the volume may have at the end."""
+        net = self._target("net")
+        made = self._made()
+        far = [backup for backup in made if backup["backupTargetId"] == net]
+        backup = self._random.choice(far if far and fault == "network" else made)  # beside us no network is needed
+        going = f"/v1/volumes/{self._id(name)}"
+        self._begin(f"{going}/?action=restorefrombackup", backupId=backup["id"])
+        return going, {self._now[name], self._known[backup["name"]]}
 
-    def _cut(self) -> None:
-        self._network.cut()
-        time.sleep(CUT_S)
-        self._network.mend()
+    def _begin_backup(self, name: str, fault: str) -> tuple[str, set[str]]:
+        """As for a restore; the volume is changed before."""
+        self._write(name, "change", os.urandom(self._random.randrange(CHANGE_BYTES)))
+        self._number += 1
+        title = f"round-{self._number}"
+        self._known[title] = self._now[name]
+        target = {"kill": self._random.choice(("net", "full")), "network": "net", "full": "full"}[fault]
+        path = f"/v1/volumes/{self._id(name)}/?action=backup"
+        begun = self._begin(path, backupTargetId=self._target(target), name=title)
+        return f"/v1/backups/{begun['id']}", {self._now[name]}
 
-    def _fill(self) -> None:
-        filler = self._full / "filler"
-        try:
-            with filler.open("wb", buffering=0) as file:
-                while file.write(bytes(1 << 20)):
-                    pass
-        except OSError:
+    def _disturb(self, going: str, fault: str) -> bool:
+        """Let it go on for a while, then do something to it; tells whether it had not ended before."""
+        time.sleep(self._random.random() * LIFE_S)
+        is_going = self._ask("GET", going).body["transitioning"] == "yes"
+        if fault == "kill":
+            self._daemon.kill()
+            self._daemon.start()
+        elif fault == "network":
+            self._network.cut()
             time.sleep(CUT_S)
+            self._network.mend()
+        else:
+            with self._filled(left_bytes=0):
+                time.sleep(CUT_S)
+        return bool(is_going)
+
+    @contextmanager
+    def _filled(self, *, left_bytes: int) -> Iterator[None]:
+        """Fill the target in a directory for the block, but for so many bytes."""
+        filler = self._full / "filler"
+        with filler.open("wb", buffering=0) as file, suppress(OSError):
+            while file.write(bytes(1 << 20)):
+                pass
+        os.truncate(filler, max(0, filler.stat().st_size - left_bytes))
+        yield
         filler.unlink()
 
-    def _reachable(self, made: list[dict[str, Any]], fault: str) -> list[dict[str, Any]]:
-        """Return the backups that a fault can hinder: what lies beside us needs no network."""
-        net = self._target("net")
-        far = [backup for backup in made if backup["backupTargetId"] == net]
-        return far if far and fault == "network" else made
-
     def _begin(self, path: str, **fields: str) -> dict[str, Any]:
-        answer = self._ask("POST", f"/v1/{path}", fields)
+        answer = self._ask("POST", path, fields)
         assert answer.status < 300, answer.body
         return dict(answer.body)
 

@@ -280,10 +280,10 @@ class Btrfs:
         with ExitStack() as stack:
             fd = stack.enter_context(self._tree("send", key))
             base_fd = None if base is None else stack.enter_context(self._tree("send", base))
-            used_bytes = self.usage(key).used_bytes
-            yield stack.enter_context(
-                btrfs_streams.sent(self._trees / key, fd, base_fd, wanted=wanted, used_bytes=used_bytes)
+            stream = btrfs_streams.sent(
+                self._trees / key, fd, base_fd, wanted=wanted, used_bytes=lambda: self.usage(key).used_bytes
             )
+            yield stack.enter_context(stream)
 
     def receive(self, key: Key, chain: Iterator[Stream], options: TreeOptions) -> tuple[str, ...]:
         """Make the links of the chain aside; the tree is a snapshot of the last one."""

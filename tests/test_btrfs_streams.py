@@ -51,7 +51,7 @@ from tests.test_kernel_tree_copy import (
 )
 from voldriverd.driver import PART_MAX, Key, Part, Stream, StreamFormat, TreeOptions
 from voldriverd.errors import Exists, InUse, NotFound, Unsupported, Unusable
-from voldriverd.kernel import btrfs, fs, mount, pipe, receive, run, send
+from voldriverd.kernel import btrfs, fs, mount, pipe, readahead, receive, run, send
 from voldriverd.kernel.send import CLONE_UUID, CTRANSID, PATH, PATH_LINK, UUID, Command
 
 pytestmark = pytest.mark.root
@@ -365,19 +365,46 @@ def test_parts_are_full_but_for_the_last(driver: Btrfs) -> None:
     assert {part.offset for part in kept.parts} == {None}
 
 
-def test_the_disk_reads_files_before_their_turn(driver: Btrfs) -> None:
+def test_the_disk_reads_files_before_their_turn(driver: Btrfs, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(readahead, "AHEAD_MAX", 100)
     root = new(driver)
-    for number in range(200):
+    for number in range(300):
         (root / f"{number}").write_bytes(os.urandom(64 << 10))
     frozen = freeze(driver, "v1.1", "s1")
-    last = max(frozen.iterdir(), key=lambda path: path.stat().st_ino)
-    with driver.send(Key("s1")) as stream, last.open("rb") as file:
-        assert not _is_cached(file.fileno())
-        next(stream.parts)  # 4 of 13 MiB; the kernel waits with a pipe full of more
-        deadline_s = time.monotonic() + 10
-        while not _is_cached(file.fileno()):
-            assert time.monotonic() < deadline_s, "nobody has it read"
-            time.sleep(0.01)
+    near, far = (sorted(frozen.iterdir(), key=lambda path: path.stat().st_ino)[number] for number in (120, 210))
+    with driver.send(Key("s1")) as stream, near.open("rb") as first, far.open("rb") as second:
+        assert not _is_cached(first.fileno())
+        next(stream.parts)  # 4 of 19 MiB, some 60 files; the kernel waits with a pipe full of more
+        _wait_until_cached(first.fileno())
+        assert not _is_cached(second.fileno())
+        next(stream.parts)
+        _wait_until_cached(second.fileno())
+
+
+def test_the_disk_reads_the_files_of_a_large_increment(driver: Btrfs) -> None:
+    root = new(driver)
+    for number in range(20):
+        (root / f"{number}").write_bytes(os.urandom(64 << 10))
+    freeze(driver, "v1.1", "s1")
+    (root / "large").write_bytes(os.urandom(9 << 20))
+    (root / "new").write_bytes(os.urandom(64 << 10))
+    frozen = freeze(driver, "v1.1", "s2")
+    with (
+        driver.send(Key("s2"), Key("s1")) as stream,
+        (frozen / "new").open("rb") as new_one,
+        (frozen / "9").open("rb") as other,
+    ):
+        assert not _is_cached(new_one.fileno())
+        next(stream.parts)
+        _wait_until_cached(new_one.fileno())
+        assert not _is_cached(other.fileno())
+
+
+def _wait_until_cached(fd: int) -> None:
+    deadline_s = time.monotonic() + 10
+    while not _is_cached(fd):
+        assert time.monotonic() < deadline_s, "nobody has it read"
+        time.sleep(0.01)
 
 
 def _is_cached(fd: int) -> bool:
@@ -425,7 +452,8 @@ def test_the_expected_length_is_near_the_true_one(make: Make) -> None:
         freeze(driver, "v1.1", "s1")
         (root / "more").write_bytes(os.urandom(_MIB))
         freeze(driver, "v1.1", "s2")
-        for kept in (keep(driver, "s1"), keep(driver, "s2", "s1")):
+        freeze(driver, "s1", "b1")
+        for kept in (keep(driver, "s1"), keep(driver, "s2", "s1"), keep(driver, "s2", "b1")):
             assert kept.stream.expected_bytes == pytest.approx(len(kept.data), rel=0.1)
 
 
@@ -542,6 +570,29 @@ def test_paths_that_are_too_long_are_sent_as_tar(
     assert _found(restore(other, "v2.1", kept)) == before
 
 
+def test_an_increment_with_a_path_that_is_too_long_is_refused_when_it_comes(driver: Btrfs) -> None:
+    fd = os.open(new(driver), os.O_RDONLY)
+    for _ in range(20):
+        os.mkdir("d" * 200, dir_fd=fd)
+        inner = os.open("d" * 200, os.O_RDONLY, dir_fd=fd)
+        os.close(fd)
+        fd = inner
+    with open(os.open("e" * 50, os.O_WRONLY | os.O_CREAT, dir_fd=fd), "wb") as file:
+        file.write(b"as it was")
+    freeze(driver, "v1.1", "s1")
+    (path_of(driver, "v1.1") / ("d" * 200)).rename(path_of(driver, "v1.1") / ("d" * 215))  # 4,085 in all
+    with open(os.open("e" * 50, os.O_WRONLY, dir_fd=fd), "wb") as file:
+        file.write(b"changed")
+    os.close(fd)
+    freeze(driver, "v1.1", "s2")
+    assert keep(driver, "s1").stream.format is StreamFormat.BTRFS
+    with driver.send(Key("s2"), Key("s1")) as stream:
+        assert stream.is_incremental
+        with pytest.raises(Unsupported, match="cannot send tree s2 as btrfs: it has paths that are too long"):
+            list(stream.parts)
+    assert keep(driver, "s2").stream.format is StreamFormat.TAR
+
+
 def _found(root: Path) -> list[bytes]:
     """Return all paths, however long."""
     return sorted(subprocess.run(["find", "-print0"], cwd=root, check=True, stdout=subprocess.PIPE).stdout.split(b"\0"))
@@ -561,6 +612,20 @@ def test_flags_are_told_where_they_are_lost(driver: Btrfs, flag: str) -> None:
     told = "a btrfs stream cannot hold inode flags (as immutable, no copy on write): 1 files have some"
     assert notes == [(), (told,), (told,)]
     assert keep(driver, "s2", "s1").stream.notes == ()
+
+
+def test_flags_are_told_of_what_was_changed_before_the_base_was_cloned(driver: Btrfs) -> None:
+    root = new(driver)
+    (root / "flagged").touch()
+    for number in range(2_000):  # so that it lies not in the leaf of what is written below
+        (root / f"{number}").touch()
+    freeze(driver, "v1.1", "s1")
+    run.run(["chattr", "+d", str(root / "flagged")])
+    os.sync()
+    freeze(driver, "s1", "b1")
+    (root / "1999").write_bytes(b"more")
+    freeze(driver, "v1.1", "s2")
+    assert "1 files have some" in " ".join(keep(driver, "s2", "b1").stream.notes)
 
 
 def test_a_symlink_may_be_as_long_as_it_likes(driver: Btrfs, other: Btrfs) -> None:

@@ -68,10 +68,40 @@ def test_what_is_as_it_was_then_is_passed_over(place: Path) -> None:
         (tree / f"{number}").write_bytes(_LARGE[:8_192])
     os.sync()
     with btrfs.opened(snapshot(tree, "base", read_only=True)) as base:
-        since = receive.made_in(base)
+        since = receive.changed_in(base) + 1
     (tree / "500").write_bytes(_LARGE)
     (tree / "new").write_bytes(_LARGE)
     assert with_data(tree, since=since) == sorted(number_of(tree / name) for name in ("500", "new"))
+
+
+def test_what_changed_since_is_counted_with_its_data(place: Path) -> None:
+    tree = make(place, "one")
+    for name in ("whole", "plain", "flagged before"):
+        (tree / name).write_bytes(_LARGE)
+    run.run(["chattr", "+d", str(tree / "flagged before")])
+    os.sync()
+    with btrfs.opened(snapshot(tree, "base", read_only=True)) as base:
+        since = receive.changed_in(base) + 1
+    with (tree / "plain").open("r+b") as file:
+        for extent in range(1_000):  # many more than one page of items
+            file.seek(extent << 13)
+            file.write(bytes([1]) * 4_096)
+            if extent % 10 == 0:
+                os.fdatasync(file.fileno())
+    (tree / "in the metadata").write_bytes(b"123")
+    os.truncate(tree / "in the metadata", 1 << 30)
+    with (tree / "reserved").open("wb") as file:
+        os.posix_fallocate(file.fileno(), 0, 1 << 20)
+    compressed = tree / "compressed"
+    compressed.touch()
+    os.setxattr(compressed, "btrfs.compression", b"zstd")
+    compressed.write_bytes(b"again and " * 10_000)
+    run.run(["chattr", "+d", str(tree / "plain")])
+    os.sync()
+    with btrfs.opened(tree) as fd:
+        count, data_bytes = inodes.changes(fd, inodes.UNSENT, since=since)
+    assert count in {1, 2}  # the one before may lie beside what is new
+    assert data_bytes == pytest.approx(1_000 * 4_096 + 4_096, abs=8_192)
 
 
 def test_inodes_with_flags_are_counted_among_many(place: Path) -> None:

@@ -7,6 +7,7 @@ import signal
 import socket
 import tarfile
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Final
@@ -19,6 +20,7 @@ from tests.likeness import Facts
 from tests.restoring import MIB, Host
 from tests.scratch import Scratch, loops_under
 from voldriverd import model, names
+from voldriverd.driver import StreamFormat
 from voldriverd.engine import mounts, restores, snapshots, space, supplies, trash, volumes
 from voldriverd.engine.context import Limits
 from voldriverd.errors import Error, Exists, InUse, Invalid, NotFound, Unsupported, Unusable
@@ -495,6 +497,35 @@ def test_of_a_btrfs_stream_no_damage_can_be_left_out(host: Host) -> None:
     with pytest.raises(Unsupported, match="damaged of a btrfs stream cannot be left out"):
         host.restore("db", backup, allow_holes=True)
     assert host.volume("db") == before
+
+
+def test_an_increment_that_its_stream_cannot_hold_is_made_whole(host: Host) -> None:
+    host.create("db", driver="btrfs")
+    with host.written("db") as root:
+        make_deep(root, ["d" * 200] * 20)
+        (root / "content").write_text("sound")
+    host.backup("db", "one")
+    with host.written("db") as root:
+        (root / ("d" * 200)).rename(root / ("d" * 250))
+        make_deep(root, ["d" * 250, *["d" * 200] * 19, "e" * 50])
+    backup = host.backup("db", "two")
+    assert (backup.format, backup.parent_uuid) == (StreamFormat.TAR, None)
+    assert backup.message == "it has paths that are too long for a btrfs stream"
+    host.create("other", driver="btrfs")
+    host.restore("other", backup)
+    assert host.read("other") == "sound"
+    host.check_trees()
+
+
+def make_deep(root: Path, names: list[str]) -> None:
+    """Make directories one in the other, as far as they are not there; all together may be longer than a path."""
+    fd = os.open(root, os.O_RDONLY)
+    for name in names:
+        with suppress(FileExistsError):
+            os.mkdir(name, dir_fd=fd)
+        outside, fd = fd, os.open(name, os.O_RDONLY, dir_fd=fd)
+        os.close(outside)
+    os.close(fd)
 
 
 # Ended in the middle.

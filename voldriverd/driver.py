@@ -269,10 +269,12 @@ class Driver(Protocol):
         """Write down a read-only tree for the block: what changed since `base` (DELTA), or all of it.
 
         `wanted` None means the driver's own format; any driver can write TAR. What the driver's own format cannot hold
-        (nested subvolumes in a btrfs stream) it writes as TAR, whole, and says so in `notes`. `is_thorough`: compare
-        every byte with the base instead of trusting the file system's account of what changed. The same tree and base
-        give the same bytes again, so that what broke off can be taken up. An early end of the block stops the work
-        and leaves nothing behind. Raises NotFound (either tree), Unsupported (no DELTA and a base; a format).
+        (nested subvolumes in a btrfs stream) it writes as TAR, whole, and says so in `notes`; if it meets such a thing
+        only in the middle of what changed, the parts raise Unsupported, and without a base it can be written.
+        `is_thorough`: compare every byte with the base instead of trusting the file system's account of what changed.
+        The same tree and base give the same bytes again, so that what broke off can be taken up. An early end of the
+        block stops the work and leaves nothing behind. Raises NotFound (either tree), Unsupported (no DELTA and a
+        base; a format).
         """
         ...
 

@@ -25,7 +25,7 @@ from voldriverd.driver import Capability, Driver, Key, TreeOptions
 from voldriverd.engine import chains, creation, failures, targets, trees, watching
 from voldriverd.engine.context import Engine
 from voldriverd.engine.supplies import Work
-from voldriverd.errors import Error, InUse, NotFound
+from voldriverd.errors import Error, InUse, NotFound, Unsupported
 from voldriverd.kernel import watch
 from voldriverd.model import BackupState, SnapshotState
 from voldriverd.store.write import Write
@@ -220,12 +220,23 @@ def _send(engine: Engine, backup: model.Backup, repository: "Repository", work: 
         raise NotFound(f"{what}: its volume is gone")
     driver = engine.pools.driver(volume.pool_id)
     source = _source(engine, driver, backup, what)
-    base = chains.find(engine, driver, backup, repository)
-    draft = _draft(engine, backup, creation.tree_options(engine, source), base)
+    options = creation.tree_options(engine, source)
     counted = watching.Counted(work)
-    with watch.watched(counted), driver.send(source, base.key, is_thorough=base.is_thorough) as stream:
-        counted.begin(stream.expected_bytes)
-        return _Sent(repository.write(draft, stream, progress=counted.advance), base.note)
+
+    def send(base: chains.Base) -> _Sent:
+        draft = _draft(engine, backup, options, base)
+        with driver.send(source, base.key, is_thorough=base.is_thorough) as stream:
+            counted.begin(stream.expected_bytes)
+            return _Sent(repository.write(draft, stream, progress=counted.advance), base.note)
+
+    base = chains.find(engine, driver, backup, repository)
+    with watch.watched(counted):
+        try:
+            return send(base)
+        except Unsupported:  # what the increment has met its format cannot hold
+            if base.key is None:
+                raise
+        return send(chains.WHOLE)
 
 
 def _source(engine: Engine, driver: Driver, backup: model.Backup, what: str) -> Key:

@@ -160,11 +160,15 @@ def received_uuid(fd: int) -> bytes:
     return bytes(arguments.received_uuid)
 
 
-def made_in(fd: int) -> int:
-    """Return the generation in which the subvolume of a descriptor was made. Raises OSError."""
+def changed_in(fd: int) -> int:
+    """Return the generation in which the content of a subvolume was changed last. Raises OSError.
+
+    A snapshot has that of its origin, and one of a snapshot too; whatever its origin is changed in after that, it is in
+    a later generation (fs/btrfs/root-tree.c, btrfs_update_root_times).
+    """
     arguments = _SubvolInfo()
     ioctl.call(fd, BTRFS_IOC_GET_SUBVOL_INFO, arguments)
-    return int(arguments.otransid)
+    return int(arguments.ctransid)
 
 
 class _Translation:

@@ -48,6 +48,8 @@ CLONE_UUID: Final = 20
 PATH_MAX: Final = 4_080
 """Who receives a stream puts the name of the subvolume before each path, and may use 4,095 bytes."""
 
+_WITH_DATA: Final = frozenset({15, 25})
+"""WRITE and, in version 2, ENCODED_WRITE; after those of a file its path comes again, in UTIMES at the latest."""
 _NO_FD: Final = -1
 _VERSION: Final = Path("/sys/fs/btrfs/features/send_stream_version")
 
@@ -138,17 +140,21 @@ class Position:
         self._kept = b""
 
     def advance(self, data: bytes) -> None:
-        """Take the next bytes."""
+        """Take the next bytes. Raises OSError (ENAMETOOLONG): a path is so long that nobody could receive it."""
         if self._kept:
             data = self._kept + data
         at = self._skipped
         while at + HEADER.size <= len(data):
             length, number, _ = HEADER.unpack_from(data, at)
-            if number == Command.MKFILE:
+            if number == Command.MKFILE or (length > PATH_MAX and number not in _WITH_DATA):
                 content = data[at + HEADER.size : at + HEADER.size + length]
                 if len(content) < length:
                     break
-                self.inode = int.from_bytes(_attributes(content)[INO], "little")
+                attributes = _attributes(content)
+                if _has_long_path(number, attributes):
+                    raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
+                if number == Command.MKFILE:
+                    self.inode = int.from_bytes(attributes[INO], "little")
             at += HEADER.size + length
         self._kept, self._skipped = data[at:], max(0, at - len(data))
 
@@ -230,8 +236,8 @@ def survey(fd: int, *, parent_id: int) -> int:
     return total
 
 
-def _has_long_path(command: Command, attributes: dict[int, bytes]) -> bool:
-    kinds = {PATH, PATH_TO, PATH_LINK} - ({PATH_LINK} if command is Command.SYMLINK else set())  # that one is content
+def _has_long_path(command: int, attributes: dict[int, bytes]) -> bool:
+    kinds = {PATH, PATH_TO, PATH_LINK} - ({PATH_LINK} if command == Command.SYMLINK else set())  # that one is content
     return any(len(attributes.get(kind, b"")) > PATH_MAX for kind in kinds)
 
 

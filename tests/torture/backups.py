@@ -8,6 +8,7 @@ import hashlib
 import http.client
 import os
 import random
+import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -27,7 +28,7 @@ FAULTS: Final = ("kill", "network", "full")
 LIFE_S: Final = 0.2
 """How long a backup or restore goes on at most before something happens to it; undisturbed they take 25 to 300 ms."""
 CUT_S: Final = 1.0
-"""How long the network is away, or the target full."""
+"""How long the network is away, or the target full at most."""
 BASE_BYTES: Final = 6 << 20
 CHANGE_BYTES: Final = 2 << 20
 FULL_BYTES: Final = 1 << 30
@@ -79,12 +80,16 @@ class Disturbing:
         is_restore = bool(self._made()) and self._random.random() < 1 / 3
         fault = self._random.choice(FAULTS)
         if is_restore:
-            going, allowed = self._begin_restore(name, fault)
-            is_met = self._disturb(going, fault)
+            backup = self._chosen(fault)
+            allowed = {self._now[name], self._known[backup["name"]]}
+            with self._restoring(name, backup) as going:
+                is_met = self._disturb(going, fault)
         elif fault == "full":
             with self._filled(left_bytes=self._random.randrange(CHANGE_BYTES)):
                 going, allowed = self._begin_backup(name, fault)
-                time.sleep(CUT_S)
+                end_s = time.monotonic() + CUT_S
+                while self._is_going(going) and time.monotonic() < end_s:
+                    time.sleep(_PAUSE_S)
                 is_met = self._ask("GET", going).body["state"] != "created"
         else:
             going, allowed = self._begin_backup(name, fault)
@@ -99,18 +104,29 @@ class Disturbing:
         if made := self._made():
             self._check_backup(self._random.choice(made))
 
-    def _begin_restore(self, name: str, fault: str) -> tuple[str, set[str]]:
-        """Begin one, and return what tells how far it is and what the volume may have at the end."""
+    def _chosen(self, fault: str) -> dict[str, Any]:
+        """Choose what is restored; to restore what lies beside us needs no network."""
         net = self._target("net")
         made = self._made()
         far = [backup for backup in made if backup["backupTargetId"] == net]
-        backup = self._random.choice(far if far and fault == "network" else made)  # beside us no network is needed
+        return self._random.choice(far if far and fault == "network" else made)
+
+    @contextmanager
+    def _restoring(self, name: str, backup: dict[str, Any]) -> Iterator[str]:
+        """Restore a backup beside the block, which gets what tells how far it is: the answer comes at the end."""
         going = f"/v1/volumes/{self._id(name)}"
-        self._begin(f"{going}/?action=restorefrombackup", backupId=backup["id"])
-        return going, {self._now[name], self._known[backup["name"]]}
+
+        def restore() -> None:
+            with suppress(OSError, http.client.HTTPException):  # the daemon was killed
+                self._daemon.api("POST", f"{going}/?action=restorefrombackup", {"backupId": backup["id"]})
+
+        thread = threading.Thread(target=restore)
+        thread.start()
+        yield going
+        thread.join()
 
     def _begin_backup(self, name: str, fault: str) -> tuple[str, set[str]]:
-        """As for a restore; the volume is changed before."""
+        """Change a volume and begin a backup; return what tells how far it is, and what the volume has."""
         self._write(name, "change", os.urandom(self._random.randrange(CHANGE_BYTES)))
         self._number += 1
         title = f"round-{self._number}"
@@ -123,7 +139,7 @@ class Disturbing:
     def _disturb(self, going: str, fault: str) -> bool:
         """Let it go on for a while, then do something to it; tells whether it had not ended before."""
         time.sleep(self._random.random() * LIFE_S)
-        is_going = self._ask("GET", going).body["transitioning"] == "yes"
+        is_going = self._is_going(going)
         if fault == "kill":
             self._daemon.kill()
             self._daemon.start()
@@ -134,7 +150,10 @@ class Disturbing:
         else:
             with self._filled(left_bytes=0):
                 time.sleep(CUT_S)
-        return bool(is_going)
+        return is_going
+
+    def _is_going(self, what: str) -> bool:
+        return bool(self._ask("GET", what).body["transitioning"] == "yes")
 
     @contextmanager
     def _filled(self, *, left_bytes: int) -> Iterator[None]:

@@ -689,6 +689,7 @@ def test_the_copy_of_the_catalogue_is_made_anew_when_it_was_lost(bench: Bench) -
 
 def test_a_pool_whose_marker_is_gone_is_unavailable_and_keeps_its_volumes(bench: Bench) -> None:
     bench.create("db")
+    bench.store.write_foreseen()
     away = bench.pool_root.with_name("away")
     bench.pool_root.rename(away)
     bench.pool_root.mkdir()
@@ -706,6 +707,7 @@ def test_a_pool_whose_marker_is_gone_is_unavailable_and_keeps_its_volumes(bench:
 
 def test_another_pool_in_the_place_is_refused(bench: Bench) -> None:
     bench.create("db")
+    bench.store.write_foreseen()
     marker = bench.pool_root / ".voldriver-pool"
     marker.write_text(json.dumps({"uuid": "other", "driver": "memory", "version": "1"}))
     bench.restart()

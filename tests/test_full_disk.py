@@ -41,6 +41,8 @@ VERBS: Final[dict[str, Callable[[MemoryBench], object]]] = {
     "revert": lambda bench: snapshots.revert(bench.engine, bench.volume("db"), bench.snapshot("db", "one")),
     "resize": lambda bench: volumes.resize(bench.engine, bench.volume("db"), 4 << 20),
 }
+ONE_COMMIT: Final = frozenset({"create", "clone", "snapshot"})
+"""How they end is foreseen."""
 
 
 def volume(number: int) -> model.Volume:
@@ -74,8 +76,9 @@ def memory_bench(tmp_path: Path) -> Iterator[MemoryBench]:
     mount.unmount(place)
 
 
-@pytest.mark.parametrize("failing", [0, 1])
-@pytest.mark.parametrize("verb", VERBS)
+@pytest.mark.parametrize(
+    ("verb", "failing"), [*((verb, 0) for verb in VERBS), *((verb, 1) for verb in VERBS if verb not in ONE_COMMIT)]
+)
 def test_a_verb_whose_commit_fails_leaves_everything_as_it_was(
     memory_bench: MemoryBench, verb: str, failing: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -45,6 +45,17 @@ def _create(bench: Bench) -> None:
     bench.create("new", size="2M")
 
 
+def _create_two(bench: Bench) -> None:
+    bench.create("new")
+    bench.create("other")  # what the first one came to is committed with its beginning
+
+
+def _write_foreseen(bench: Bench) -> None:
+    bench.create("new")
+    snapshots.create(bench.engine, bench.volume("new"), snapshots.Wish("first"))
+    bench.store.write_foreseen()
+
+
 def _clone(bench: Bench) -> None:
     bench.create("new", **{"from": "db@one"})
 
@@ -111,6 +122,14 @@ def _set(promises: Promises, **changes: object) -> None:
 
 VERBS: Final[dict[str, Verb]] = {
     "create": Verb(_create, lambda told: _set(told, volumes={"new": ""}, sizes={"new": 2 << 20}), frozenset({"new"})),
+    "create two": Verb(
+        _create_two, lambda told: _set(told, volumes={"new": "", "other": ""}), frozenset({"new", "other"})
+    ),
+    "create, snapshot and write": Verb(
+        _write_foreseen,
+        lambda told: _set(told, volumes={"new": ""}, snapshots={("new", "first"): ""}),
+        frozenset({"new", "new@first"}),
+    ),
     "clone": Verb(_clone, lambda told: _set(told, volumes={"new": "one"}), frozenset({"new"})),
     "clone larger": Verb(
         _clone_larger, lambda told: _set(told, volumes={"new": "now"}, sizes={"new": 8 << 20}), frozenset({"new"})

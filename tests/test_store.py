@@ -16,8 +16,8 @@ from voldriverd.driver import Key, StreamFormat, TreeOptions
 from voldriverd.errors import Exists, Unusable
 from voldriverd.kernel import mount
 from voldriverd.model import BackupState, Condition, SnapshotState, VolumeState
-from voldriverd.store import schema
-from voldriverd.store.write import Write
+from voldriverd.store import connection, schema
+from voldriverd.store.write import Write, summary
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 POOL = model.Pool(model.PoolId(1), "pool-uuid", "fast", "btrfs", "/srv/fast")
@@ -207,6 +207,90 @@ def test_every_commit_waits_for_the_disk_but_one_that_is_implied(database: store
     with pytest.raises(RuntimeError):
         database.commit(failing, is_implied=True)
     assert database.commit(level) == full
+
+
+def test_what_is_foreseen_is_seen_at_once_and_written_with_the_next_commit(tmp_path: Path) -> None:
+    with closing(store.Store(tmp_path)) as database:
+        database.commit(lambda write: write.add_pool(POOL))
+        begun = volume(1, "db", state=VolumeState.REGISTERING)
+        put(database, begun)
+        database.take_changes()
+        told: list[model.Commit] = []
+        database.watch(told.append)
+        database.foresee(volume(1, "db"))
+        assert database.volume_named("db") == database.volume(model.VolumeId(1)) == volume(1, "db")
+        assert told == [model.Commit((volume(1, "db"),), (), ())]
+        assert database.take_changes() == [volume(1, "db")]
+        assert in_the_file(tmp_path) == [begun]
+        with pytest.raises(RuntimeError):
+            database.commit(fail)
+        assert in_the_file(tmp_path) == [begun]
+        put(database, volume(2, "other"))
+        assert in_the_file(tmp_path) == [volume(1, "db"), volume(2, "other")]
+        assert told[1:] == [model.Commit((volume(2, "other"),), (), ())]
+        database.foresee(volume(1, "db"))
+        database.commit(lambda write: write.put_volume(volume(1, "db", message="later")))
+        assert in_the_file(tmp_path)[0] == database.volume_named("db") == volume(1, "db", message="later")
+
+
+def test_what_is_foreseen_is_written_alone_if_nothing_else_is(tmp_path: Path) -> None:
+    with closing(store.Store(tmp_path)) as database:
+        database.commit(lambda write: write.add_pool(POOL))
+        put(database, volume(1, "db", state=VolumeState.REGISTERING))
+        database.foresee(volume(1, "db"))
+        database.write_foreseen()
+        assert in_the_file(tmp_path) == [volume(1, "db")]
+        changes = database._connection.total_changes
+        database.write_foreseen()
+        assert database._connection.total_changes == changes
+
+
+def test_a_foreseen_snapshot_is_counted_and_whoever_reads_snapshots_finds_it(database: store.Store) -> None:
+    put(database, volume(1, "db"))
+    for number in range(1, 30):
+        name = None if number == 25 else f"name {number}"
+        put(database, snapshot(number, 1, name, state=SnapshotState.CREATING))
+        database.foresee(snapshot(number, 1, name))
+        seen = database.snapshot_summary(model.VolumeId(1))
+        assert database.snapshot(model.SnapshotId(number)) == snapshot(number, 1, name)
+        with closing(connection.connect_to_read(database._path)) as reader:
+            assert summary(reader, model.VolumeId(1)) == seen == database.snapshot_summary(model.VolumeId(1))
+    assert seen.count == 29
+    assert seen.newest[:6] == ("name 29", "name 28", "name 27", "name 26", "s25", "name 24")
+    assert len(seen.newest) == model.SUMMARY_NAMES
+
+
+def test_on_a_full_disk_snapshots_can_be_read_before_what_is_foreseen_is_written(
+    database: store.Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(database, volume(1, "db"))
+    put(database, snapshot(1, 1, "one", state=SnapshotState.CREATING))
+    database.foresee(snapshot(1, 1, "one"))
+    with monkeypatch.context() as context:
+        context.setattr(store.connection, "is_full", lambda _: False)
+        context.setattr(database, "_attempt", full)
+        with pytest.raises(Unusable, match="disk is full"):
+            database.write_foreseen()
+        assert [row.state for row in database.snapshots()] == [SnapshotState.CREATING]
+    assert [row.state for row in database.snapshots()] == [SnapshotState.CREATED]
+
+
+def fail(_: Write) -> None:
+    raise RuntimeError
+
+
+def full(*_: object, **__: object) -> None:
+    raise sqlite3.OperationalError("database or disk is full")
+
+
+def in_the_file(directory: Path) -> list[model.Volume]:
+    """Return the volumes that a start would find if the process were killed."""
+    copy = directory / "copy"
+    copy.mkdir(exist_ok=True)
+    for name in (store.FILE_NAME, f"{store.FILE_NAME}-wal"):
+        (copy / name).write_bytes((directory / name).read_bytes())
+    with closing(store.Store(copy)) as killed:
+        return killed.volumes()
 
 
 def test_a_live_name_is_unique_and_a_trashed_one_free(database: store.Store) -> None:

@@ -362,6 +362,10 @@ class TargetDraft:
     """nfs: as mount(8) takes them."""
 
 
+SUMMARY_NAMES: Final = 20
+"""How many snapshot names `docker volume inspect` shows."""
+
+
 @dataclass(frozen=True, slots=True)
 class SnapshotSummary:
     """What `docker volume inspect` tells of a volume's snapshots, kept in memory."""
@@ -369,6 +373,10 @@ class SnapshotSummary:
     count: int = 0
     newest: tuple[str, ...] = field(default=())
     """The names (or `s<id>`) of the newest ones, newest first."""
+
+    def and_newer(self, snapshot: Snapshot) -> "SnapshotSummary":
+        """Return the summary with a snapshot that is newer than all."""
+        return SnapshotSummary(self.count + 1, (snapshot.name or f"s{snapshot.id}", *self.newest)[:SUMMARY_NAMES])
 
 
 Row = Volume | Snapshot | Backup

@@ -24,7 +24,7 @@ from voldriverd import model
 from voldriverd.engine import links, pools, remembered
 from voldriverd.engine.context import Engine
 from voldriverd.engine.remembered import FILE_NAME
-from voldriverd.errors import Error
+from voldriverd.errors import Error, Unusable
 from voldriverd.kernel import fs
 
 _log = logging.getLogger(__name__)
@@ -43,10 +43,14 @@ class Catalogue:
         self._limits: dict[model.PoolId, int] = {}
 
     def save(self) -> None:
-        """Bring every available pool's copy and the links by name up to date.
+        """Bring every available pool's copy and the links by name up to date, and the database with what was foreseen.
 
         What fails is logged and made anew the next time.
         """
+        try:
+            self._engine.store.write_foreseen()
+        except Unusable as err:
+            _log.warning("verb=catalogue result=%s", err)
         changes = self._engine.store.take_changes()
         links.follow(self._engine, changes)
         for pool in self._engine.pools.available():

@@ -62,12 +62,10 @@ def create(
     try:
         with failures.told_as(what):
             driver.clone(volume.tree, tree.key, read_only=True)
-        engine.store.commit(  # recovery finds the tree, and comes to it by itself
-            lambda write: write.put_snapshot(created), is_vital=True, is_implied=True
-        )
     except Error:
         _forget(engine, volume, snapshot)
         raise
+    engine.store.foresee(created)  # after a crash recovery finds the tree
     return created
 
 

@@ -70,9 +70,9 @@ def finish_begun(engine: Engine, plan: creation.Plan) -> model.Volume:
 
 
 def finish_create(engine: Engine, plan: creation.Plan, driver: Driver) -> model.Volume:
-    """Make the tree of a begun volume and commit that it is ready; what fails leaves no volume.
+    """Make the tree of a begun volume, which is ready then; what fails leaves no volume.
 
-    The commit is implied: recovery finds the tree, or makes one that was to be empty, and comes to it by itself.
+    After a crash recovery finds the tree, or makes one that was to be empty, and so comes to the same.
     """
     volume, tree = plan.volume, plan.tree
     ready = replace(volume, state=VolumeState.INACTIVE)
@@ -82,10 +82,10 @@ def finish_create(engine: Engine, plan: creation.Plan, driver: Driver) -> model.
                 driver.create(tree.key, tree.options)
             else:
                 clone(driver, tree.source, tree.key, size_bytes=volume.size_bytes)
-        engine.store.commit(lambda write: write.put_volume(ready), is_vital=True, is_implied=True)
     except Error:
         _forget(engine, volume, tree)
         raise
+    engine.store.foresee(ready)
     return ready
 
 

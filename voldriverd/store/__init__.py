@@ -1,9 +1,9 @@
 """The only truth about pools, volumes, snapshots, backups, mounts, trees and API keys: SQLite in the root directory.
 
-WAL with synchronous=FULL: a commit survives power loss when it returns, unless the caller has said that recovery comes
-to it without (`is_implied`). Beside it stands a copy in memory of what must be answered at any time (volumes, mounts,
-snapshot summaries, targets, API keys), replaced after each commit. Trees, snapshots and backups are read from the
-database.
+WAL with synchronous=FULL: a commit survives power loss when it returns. What recovery comes to by itself needs none of
+its own (`foresee`) and is written with the next. Beside it stands a copy in memory of what must be answered at any time
+(volumes, mounts, snapshot summaries, targets, API keys), replaced after each commit. Trees, snapshots and backups are
+read from the database.
 
 A commit takes a function, so that a vital one (unmount, remove, purge) can be tried again after some
 of the ballast was given up on a full disk.
@@ -14,7 +14,7 @@ import os
 import sqlite3
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -54,6 +54,7 @@ class Store:
         self._lock = threading.RLock()
         self._read_lock = threading.Lock()
         self._records: list[model.Row] = []
+        self._foreseen: dict[tuple[type[model.Row], int], model.Volume | model.Snapshot] = {}
         self._listeners: list[Callable[[model.Commit], None]] = []
         self._open()
         self._ballast.keep()
@@ -65,7 +66,7 @@ class Store:
             self._connection.close()
 
     def commit(self, change: Callable[[Write], _T], *, is_vital: bool = False, is_implied: bool = False) -> _T:
-        """Run a change in one transaction; when this returns it survives power loss.
+        """Run a change in one transaction, after what was foreseen; when this returns both survive power loss.
 
         `is_implied`: recovery would come to the same from what is committed already, and so the disk is not waited for.
         The change survives the end of the process; power loss may take it, alone or with the implied ones before it,
@@ -83,6 +84,27 @@ class Store:
                 except sqlite3.Error as err:
                     if not (is_vital and connection.is_full(err) and self._ballast.give_up()):
                         raise Unusable(f"cannot write database {self._path}: {err}") from err
+
+    def foresee(self, row: model.Volume | model.Snapshot) -> None:
+        """Have everybody see a row as recovery would make it from what is committed, and write it with the next commit.
+
+        Of snapshots only that they are `created` now. The end of the process may take it as well as power loss may:
+        then recovery makes it. Who writes nothing else calls `write_foreseen` soon. A transaction less is a tenth of
+        a `Create` (2 cores, 6.18).
+        """
+        with self._lock:
+            write = Write(self._connection)
+            write.note(row)
+            summaries = {}
+            if isinstance(row, model.Snapshot):
+                summaries[row.volume_id] = self.snapshot_summary(row.volume_id).and_newer(row)
+            self._foreseen[type(row), row.id] = row
+            self._learn(write, {}, summaries)
+
+    def write_foreseen(self) -> None:
+        """Write what was foreseen, if anything was; the disk is not waited for. Raises Unusable."""
+        if self._foreseen:
+            self.commit(lambda _: None, is_vital=True, is_implied=True)
 
     def take_changes(self) -> list[model.Row]:
         """Return the rows that were committed since the last call, oldest first, and forget them."""
@@ -397,6 +419,8 @@ class Store:
         write = Write(self._connection)
         self._connection.execute("BEGIN IMMEDIATE")
         try:
+            for row in self._foreseen.values():
+                Write(self._connection).put(row)
             result = change(write)
             mounts = {volume_id: write.mounts(volume_id) for volume_id in write.mounted}
             summaries = {volume_id: write.summary(volume_id) for volume_id in write.snapshotted}
@@ -405,6 +429,7 @@ class Store:
             if self._connection.in_transaction:
                 self._connection.execute("ROLLBACK")
             raise
+        self._foreseen.clear()
         self._learn(write, mounts, summaries)
         return result
 
@@ -461,6 +486,9 @@ class Store:
         return model.Commit(tuple(write.records), held, released)
 
     def _select(self, query: str, *values: object) -> Iterator[tuple[Any, ...]]:
+        if self._foreseen and "snapshots" in query:
+            with suppress(Unusable):  # a disk that is full or failing: the rows say `creating` as long as it is
+                self.write_foreseen()
         with self._read_lock, closing(self._reader.execute(query, values)) as cursor:
             found: list[tuple[Any, ...]] = cursor.fetchall()
         return iter(found)

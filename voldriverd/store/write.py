@@ -10,9 +10,6 @@ from voldriverd import model
 from voldriverd.driver import Key
 from voldriverd.store import rows
 
-SUMMARY_NAMES: Final = 20
-"""How many snapshot names `docker volume inspect` shows."""
-
 
 class Write:
     """The inside of a transaction: rows are put whole; what the memory must learn is noted."""
@@ -50,14 +47,28 @@ class Write:
         """Delete the rows of trees whose removal is durable."""
         self._connection.executemany("DELETE FROM trees WHERE key = ?", [(key,) for key in keys])
 
+    def put(self, row: model.Volume | model.Snapshot) -> None:
+        """Insert or replace a row."""
+        if isinstance(row, model.Volume):
+            self.put_volume(row)
+        else:
+            self.put_snapshot(row)
+
+    def note(self, row: model.Volume | model.Snapshot) -> None:
+        """Note what the memory must learn of a row that was put, or will be."""
+        if isinstance(row, model.Volume):
+            self.volumes[row.id] = None if row.state is model.VolumeState.PURGED else row
+        elif row.state is not model.SnapshotState.CREATING:  # a new one, which no summary counts yet
+            self.snapshotted.add(row.volume_id)
+        self.records.append(row)
+
     def put_volume(self, volume: model.Volume) -> None:
         """Insert or replace a volume's row."""
         self._connection.execute(
             f"INSERT INTO volumes VALUES ({_marks(17)}) ON CONFLICT (id) DO UPDATE SET {_VOLUME_CHANGES}",
             rows.volume_values(volume),
         )
-        self.volumes[volume.id] = None if volume.state is model.VolumeState.PURGED else volume
-        self.records.append(volume)
+        self.note(volume)
 
     def delete_volume(self, volume: model.Volume) -> None:
         """Delete the row of a volume that never came to be."""
@@ -71,9 +82,7 @@ class Write:
             f"INSERT INTO snapshots VALUES ({_marks(12)}) ON CONFLICT (id) DO UPDATE SET {_SNAPSHOT_CHANGES}",
             rows.snapshot_values(snapshot),
         )
-        if snapshot.state is not model.SnapshotState.CREATING:  # a new one, which no summary counts yet
-            self.snapshotted.add(snapshot.volume_id)
-        self.records.append(snapshot)
+        self.note(snapshot)
 
     def delete_snapshot(self, snapshot: model.Snapshot) -> None:
         """Delete the row of a snapshot that never came to be."""
@@ -219,7 +228,7 @@ def summary(connection: sqlite3.Connection, volume_id: model.VolumeId) -> model.
     newest = connection.execute(
         "SELECT coalesce(name, 's' || id) FROM snapshots WHERE volume_id = ? AND state = 'created' "
         "ORDER BY id DESC LIMIT ?",
-        (volume_id, SUMMARY_NAMES),
+        (volume_id, model.SUMMARY_NAMES),
     )
     return model.SnapshotSummary(count, tuple(row[0] for row in newest)) if count else model.NO_SNAPSHOTS
 

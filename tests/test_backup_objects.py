@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -207,53 +207,6 @@ def test_a_cancelled_wait_ends(server: Server) -> None:
         threading.Timer(0.2, cancelled.set).start()
         with pytest.raises(Cancelled):
             store.put("a", b"1")
-
-
-@pytest.mark.parametrize("verb", ["get", "put", "list", "folders"])
-def test_a_cancel_does_not_wait_for_a_server_that_is_silent(server: Server, verb: str) -> None:
-    cancelled = threading.Event()
-    patient = Limits(connect_s=10, request_s=10, give_up_s=10)
-    with closing(repository.connect(server.place(), patient, cancelled)) as store:
-        calls: dict[str, Callable[[], object]] = {
-            "get": lambda: store.get("a", most=100),
-            "put": lambda: store.put("a", b"1", may_be_late=True),
-            "list": lambda: list(store.list("b/")),
-            "folders": lambda: list(store.folders("b/")),
-        }
-        store.put("a", b"0")
-        server.stop()
-        try:
-            threading.Timer(0.2, cancelled.set).start()
-            begun_s = time.monotonic()
-            with pytest.raises(Cancelled):
-                calls[verb]()
-            assert time.monotonic() - begun_s < 2
-        finally:
-            server.go_on()
-            _wait_for_requests()
-
-
-def test_what_must_not_come_late_is_waited_for(server: Server) -> None:
-    cancelled = threading.Event()
-    with closing(repository.connect(server.place(), objects.WORKING, cancelled)) as store:
-        server.stop()
-        threading.Timer(0.2, cancelled.set).start()
-        threading.Timer(1.0, server.go_on).start()
-        store.put("a", b"written")
-    with closing(connect(server.place())) as store:
-        assert store.get("a", most=100) == b"written"
-
-
-def test_what_a_request_raises_in_its_thread_is_told_as_ever(server: Server) -> None:
-    with closing(connect(server.place())) as store, pytest.raises(Missing):
-        store.get("none", most=100)
-    assert not [thread for thread in threading.enumerate() if thread.name == "request"]
-
-
-def _wait_for_requests() -> None:
-    for thread in threading.enumerate():
-        if thread.name == "request":
-            thread.join(20)
 
 
 @pytest.mark.root

@@ -262,9 +262,9 @@ def test_a_long_writer_makes_its_mark_anew(near: Site, monkeypatch: pytest.Monke
         made: list[str] = []
         put = folder.store.put
 
-        def noted(name: str, content: bytes, *, may_be_late: bool = False) -> None:
+        def noted(name: str, content: bytes) -> None:
             made.append(name)
-            put(name, content, may_be_late=may_be_late)
+            put(name, content)
 
         monkeypatch.setattr(folder.store, "put", noted)
         pieces = (backups.data(PART_MAX, seed) for seed in range(5))

@@ -3,16 +3,13 @@
 obstore has a class for what a service answers where HTTP has a status of its own (401, 403, 404, 412); all else, and
 everything about lists, is a GenericError whose text has the status and the service's error code (object_store 0.13,
 client/retry.rs). Those two are read here, in one function, and nowhere else. It retries nothing itself: its pauses
-could not be cancelled. Nor can a request, and a silent server has it wait for `Limits.request_s`: one that nobody wants
-any more is left to a thread of its own, unless it matters when it is done.
+could not be cancelled.
 """
 
 import functools
 import re
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
-from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Final, TypeVar
 
 import obstore
@@ -32,8 +29,6 @@ DELETED_AT_ONCE: Final = 500
 """S3 takes a thousand names in one request."""
 _LISTED_AT_ONCE: Final = 1000
 _DEFAULT_REGION: Final = "us-east-1"
-_TICK_S: Final = 0.25
-"""How late a request that waits notices that nobody wants it any more."""
 
 _T = TypeVar("_T")
 
@@ -82,15 +77,15 @@ class BucketStore:
                 raise objects.oversized(name, self._place, size_bytes, most)
             return bytes(found.bytes())
 
-        return self._call("read", name, lambda: self._left_if_cancelled(once))
+        return self._call("read", name, once)
 
-    def put(self, name: str, content: bytes, *, may_be_late: bool = False) -> None:
+    def put(self, name: str, content: bytes) -> None:
         """Write an object; a service answers when it is durable."""
 
         def once() -> None:
             obstore.put(self._store, self._prefix + name, content, use_multipart=False)
 
-        self._call("write", name, (lambda: self._left_if_cancelled(once)) if may_be_late else once)
+        self._call("write", name, once)
 
     def create(self, name: str, content: bytes) -> bool:
         """Write an object unless there is one, as far as the service knows If-None-Match; else write it."""
@@ -110,8 +105,7 @@ class BucketStore:
         """Yield what is in a folder; a list that breaks off goes on behind its last name."""
         last: str | None = None
         while True:
-            listed = functools.partial(self._listed, folder, last)
-            batch = self._call("list", folder, functools.partial(self._left_if_cancelled, listed))
+            batch = self._call("list", folder, functools.partial(self._listed, folder, last))
             yield from (self._entry(found) for found in batch)
             if len(batch) < _LISTED_AT_ONCE:
                 return
@@ -120,8 +114,7 @@ class BucketStore:
     def folders(self, folder: str) -> Iterator[str]:
         """Yield the names of folders."""
         prefix = (self._prefix + folder).rstrip("/") or None
-        listed = functools.partial(obstore.list_with_delimiter, self._store, prefix)
-        found = self._call("list", folder, lambda: self._left_if_cancelled(listed))
+        found = self._call("list", folder, lambda: obstore.list_with_delimiter(self._store, prefix))
         return (path.rpartition("/")[2] for path in found["common_prefixes"])
 
     def delete(self, names: Sequence[str]) -> None:
@@ -145,22 +138,6 @@ class BucketStore:
     def _entry(self, found: "ObjectMeta") -> Entry:
         return Entry(found["path"].removeprefix(self._prefix), found["size"], found["last_modified"])
 
-    def _left_if_cancelled(self, once: Callable[[], _T]) -> _T:
-        """Make a request in a thread that goes on alone when nobody wants it any more. Raises Cancelled."""
-        answer: SimpleQueue[tuple[_T | None, BaseException | None]] = SimpleQueue()
-        thread = threading.Thread(target=_answer_to, args=(once, answer), name="request", daemon=True)
-        thread.start()
-        while True:
-            try:
-                result, err = answer.get(timeout=_TICK_S)
-            except Empty:
-                self._retries.check()
-                continue
-            thread.join()
-            if err is not None:
-                raise err
-            return result  # type: ignore[return-value]  # it is a _T where nothing was raised
-
     def _call(self, verb: str, name: str, once: Callable[[], _T]) -> _T:
         """Do one thing, again while that may help."""
 
@@ -182,13 +159,6 @@ class BucketStore:
             where = self._place.endpoint or self._place.url
             return Transient(f"cannot {verb} {name or self._place.url} at {where}: {cause}", kind=kind)
         return objects.fault(verb, name, self._place, cause, kind)
-
-
-def _answer_to(once: Callable[[], _T], answer: "SimpleQueue[tuple[_T | None, BaseException | None]]") -> None:
-    try:
-        answer.put((once(), None))
-    except BaseException as err:  # noqa: BLE001 - who waits for it is told whatever it is
-        answer.put((None, err))
 
 
 def _connect(place: Place, bucket: str, limits: Limits) -> S3Store:

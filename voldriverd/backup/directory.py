@@ -82,7 +82,7 @@ class DirectoryStore:
 
         return self._call("read", name, once)
 
-    def put(self, name: str, content: bytes, *, may_be_late: bool = False) -> None:  # noqa: ARG002 - no call waits here
+    def put(self, name: str, content: bytes) -> None:
         """Write an object: its data is durable, its name after `settle`."""
         self._call("write", name, lambda: self._write(name, content, os.replace))
 

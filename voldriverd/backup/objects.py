@@ -78,11 +78,10 @@ class Store(Protocol):
         """Return an object. Raises Missing, Unreadable (also if it has more than `most` bytes)."""
         ...
 
-    def put(self, name: str, content: bytes, *, may_be_late: bool = False) -> None:
+    def put(self, name: str, content: bytes) -> None:
         """Write an object whole or not at all, in place of one that is there.
 
         It survives power loss after the next `settle`; where it is there after an earlier one, it is whole.
-        `may_be_late`: a call that is cancelled need not wait whether a server that is silent takes it after all.
         """
         ...
 

@@ -36,7 +36,7 @@ class Repository:
     """One repository, open. Its verbs block, and one thread at a time calls them.
 
     All raise Fault (an Unusable with a `kind`) when the target does not do what it should, and Cancelled when the
-    event of `open` is set, at the next chunk, or soon while they wait to try again or for a silent server.
+    event of `open` is set, at the next chunk or while they wait to try again.
     """
 
     def __init__(self, store: Store, retries: Retries, header: sealing.Header, master: bytes | None) -> None:
@@ -80,7 +80,7 @@ class Repository:
         self.close()
 
     def close(self) -> None:
-        """End the threads and connections; what is under way and still wanted is waited for."""
+        """End the threads and connections; what a request takes is waited for."""
         self._transfer.close()
         self._store.close()
 

@@ -40,7 +40,7 @@ class Transfer:
         """Yield what `work` returns for each item, in the order of the items, which are taken in the caller's thread.
 
         At most WINDOW of them are under way. What `work` or `items` raises is raised in its turn, and ends the rest;
-        whenever this ends, nothing runs any more but a request that a silent server keeps. Raises Cancelled.
+        whenever this ends, nothing runs any more. Raises Cancelled.
         """
         abandoned = threading.Event()
         under_way: deque[concurrent.futures.Future[_Done]] = deque()

@@ -55,7 +55,7 @@ class Folder:
     def put_chunk(self, name: str, content: bytes) -> int:
         """Write a chunk and return how many bytes its object has."""
         packed = self.sealer.pack_chunk(name, content)
-        self.store.put(self.chunk_path(name), packed, may_be_late=True)  # its name says what it holds
+        self.store.put(self.chunk_path(name), packed)
         return len(packed)
 
     def get_chunk(self, name: str, length: int) -> bytes:

@@ -1,6 +1,7 @@
 """The image files of one pool: made under another name and renamed, mounted aside, swept after a crash."""
 
 import errno
+import hashlib
 import os
 import shutil
 import tempfile
@@ -28,6 +29,8 @@ class Images:
         self.directory = directory
         self.has_reflinks = False
         self._mounts = mounts
+        self._mark = hashlib.blake2b(os.fsencode(directory), digest_size=4).hexdigest()
+        """What tells the places of this pool among `mounts` from those of others."""
 
     def open(self) -> None:
         """Make the directory, sweep, and find out whether the pool has reflinks."""
@@ -73,7 +76,7 @@ class Images:
     def staged(self, name: str) -> Iterator[Path]:
         """Mount the whole file system of an image aside for the block."""
         path = self.directory / name
-        place = Path(tempfile.mkdtemp(dir=self._mounts, prefix=f".{name}-"))
+        place = Path(tempfile.mkdtemp(dir=self._mounts, prefix=f".{name}-{self._mark}-"))
         try:
             with self.blaming_space(), image.mounted(path, place, read_only=_is_read_only(path)):
                 yield place
@@ -137,14 +140,13 @@ class Images:
 
     def _sweep_stages(self) -> None:
         """Unmount what a crash left mounted aside; one in use, say by a shell in it, waits for the next time."""
-        for place in self._mounts.glob(".*-*"):
-            path = self.directory / place.name[1:].rpartition("-")[0]
+        for place in self._mounts.glob(f".*-{self._mark}-*"):
+            path = self.directory / place.name[1:].rsplit("-", 2)[0]
             entry = mount.at(place)
-            is_stale = entry is not None and loop.is_of_deleted(entry.device, path)
-            if not path.exists() and not is_stale:
-                continue  # of another pool
             try:
-                if entry is not None and (is_stale or loop.is_backed_by(entry.device, path)):
+                if entry is not None and (
+                    loop.is_backed_by(entry.device, path) or loop.is_of_deleted(entry.device, path)
+                ):
                     mount.unmount(place)
                 place.rmdir()
             except OSError as err:

@@ -317,13 +317,19 @@ def test_open_sweeps_half_made_images_and_leaves_the_rest(pool: Pool) -> None:
     assert os.listdir(pool.images) == [TREE]
 
 
+def stage(pool: Pool, rest: str, *, name: str = TREE) -> Path:
+    """Return a path under which a crash may leave an image mounted aside."""
+    return pool.mounts / f".{name}-{pool.driver._images._mark}-{rest}"
+
+
 def test_open_unmounts_what_a_crash_left_mounted_aside(pool: Pool) -> None:
     path = pool.create()
-    place = pool.mounts / f".{TREE}-abc"
+    place = stage(pool, "abc")
     place.mkdir()
     with loop.held(path) as device:
         mount.mount(device.path, place, fs_type="ext4")
-    (pool.mounts / f".{TREE}-empty").mkdir()
+    stage(pool, "empty").mkdir()
+    stage(pool, "empty", name=".part.v9.1-x").mkdir()  # of an image that has gone
     pool.driver.open()
     assert os.listdir(pool.mounts) == []
     assert loop.wait_cleared(path, timeout_s=5)
@@ -331,7 +337,7 @@ def test_open_unmounts_what_a_crash_left_mounted_aside(pool: Pool) -> None:
 
 def test_open_leaves_what_is_mounted_aside_and_in_use(pool: Pool) -> None:
     path = pool.create()
-    place = pool.mounts / f".{TREE}-abc"
+    place = stage(pool, "abc")
     place.mkdir()
     with loop.held(path) as device:
         mount.mount(device.path, place, fs_type="ext4")
@@ -342,7 +348,7 @@ def test_open_leaves_what_is_mounted_aside_and_in_use(pool: Pool) -> None:
 
 def test_open_leaves_what_is_no_image_of_the_pool(pool: Pool) -> None:
     pool.create()
-    place = pool.mounts / f".{TREE}-abc"
+    place = stage(pool, "abc")
     place.mkdir()
     mount.mount("none", place, fs_type="tmpfs", data="size=64k")
     pool.driver.open()
@@ -351,12 +357,14 @@ def test_open_leaves_what_is_no_image_of_the_pool(pool: Pool) -> None:
 
 def test_open_leaves_what_another_pool_has_mounted_aside(make_pool: MakePool) -> None:
     pool, other = make_pool("btrfs"), make_pool("xfs")
-    place = pool.mounts / f".{TREE}-abc"
+    place = stage(pool, "abc")
     place.mkdir()
     with loop.held(pool.create()) as device:
         mount.mount(device.path, place, fs_type="ext4")
+    stage(pool, "empty").mkdir()
     other.driver.open()
     assert mount.at(place) is not None
+    assert stage(pool, "empty").exists()
 
 
 # create

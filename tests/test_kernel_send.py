@@ -14,7 +14,8 @@ import pytest
 from tests.scratch import Scratch
 from tests.sendstreams import commands
 from tests.test_kernel_btrfs import make, snapshot
-from voldriverd.kernel import btrfs, pipe, receive, send
+from tests.watchers import Enough, Watcher
+from voldriverd.kernel import btrfs, pipe, receive, send, watch
 from voldriverd.kernel.send import HEADER, MAGIC, Command
 
 pytestmark = pytest.mark.root
@@ -91,6 +92,22 @@ def test_a_position_is_the_file_that_was_made_last(place: Path, version: int, le
     assert found[-1] == files[-1]
     if length < 100:  # no two files are made so close to each other
         assert sorted(set(found)) == [0, *files]
+
+
+def test_who_watches_is_told_of_a_survey_and_can_end_it(place: Path) -> None:
+    one = make(place, "one")
+    for number in range(2_000):
+        (one / f"{number}").touch()
+    watcher = Watcher()
+    with btrfs.opened(snapshot(one, "tree", read_only=True)) as fd:
+        with watch.watched(watcher):
+            length = send.survey(fd, parent_id=0)
+        assert watcher.totals == {"looks how much there is": None}
+        assert watcher.heard > 1
+        with pytest.raises(Enough), watch.watched(Watcher(ends_after=0)):
+            send.survey(fd, parent_id=0)
+        assert send.survey(fd, parent_id=0) == length
+    assert "btrfs-send" not in {thread.name for thread in threading.enumerate()}
 
 
 def test_a_version_that_the_kernel_does_not_know_is_an_error(large: int) -> None:

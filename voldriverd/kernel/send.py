@@ -21,7 +21,7 @@ from enum import IntEnum
 from pathlib import Path
 from typing import BinaryIO, Final
 
-from voldriverd.kernel import ioctl, pipe
+from voldriverd.kernel import ioctl, pipe, watch
 
 BTRFS_SEND_FLAG_NO_FILE_DATA: Final = 0x1
 BTRFS_SEND_FLAG_VERSION: Final = 0x8
@@ -50,6 +50,8 @@ PATH_MAX: Final = 4_080
 
 _WITH_DATA: Final = frozenset({15, 25})
 """WRITE and, in version 2, ENCODED_WRITE; after those of a file its path comes again, in UTIMES at the latest."""
+_TOLD_EVERY: Final = 4_096
+"""Commands, some 10 ms."""
 _NO_FD: Final = -1
 _VERSION: Final = Path("/sys/fs/btrfs/features/send_stream_version")
 
@@ -223,11 +225,14 @@ def steps(fd: int, *, parent_id: int) -> Generator[Step, None, None]:
 def survey(fd: int, *, parent_id: int) -> int:
     """Return how long a stream would be, more than that if data is compressed or shared; reads no data.
 
-    Raises OSError as above, and ENAMETOOLONG already for paths that nobody could receive.
+    `watch` is told meanwhile. Raises OSError as above, and ENAMETOOLONG already for paths that nobody could receive.
     """
     total = 0
+    watch.prepare("looks how much there is")
     with sending(fd, parent_id=parent_id, flags=BTRFS_SEND_FLAG_NO_FILE_DATA) as reader:
-        for command, content in _commands(reader):
+        for number, (command, content) in enumerate(_commands(reader)):
+            if number % _TOLD_EVERY == 0:
+                watch.advance()
             total += HEADER.size + len(content)
             if len(content) > PATH_MAX and _has_long_path(command, _attributes(content)):
                 raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))

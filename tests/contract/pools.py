@@ -63,6 +63,11 @@ def not_promising(capability: Capability) -> pytest.MarkDecorator:
     return _where(lambda kind: not kind.pretends and capability not in kind.promises)
 
 
+def of_driver(name: str) -> pytest.MarkDecorator:
+    """Run a test only on the pools of a driver."""
+    return _where(lambda kind: kind.name.partition("-")[0] == name)
+
+
 def knowing_changes() -> pytest.MarkDecorator:
     """Run a test only on pools whose driver need not walk to find changes."""
     return _where(lambda kind: kind.knows_changes)

@@ -9,7 +9,7 @@ import pytest
 
 from tests.contract import content
 from tests.contract.conftest import Pool
-from tests.contract.pools import real
+from tests.contract.pools import of_driver, real
 from tests.scratch import Scratch
 from voldriverd.backup.faults import Cancelled
 from voldriverd.driver import Adopted, Key, TreeOptions
@@ -94,9 +94,8 @@ def test_what_the_watcher_raises_passes_through_and_leaves_nothing(pool: Pool, b
     assert pool.reopen().trees() == set()
 
 
+@of_driver("btrfs")
 def test_a_subvolume_is_snapshotted_by_btrfs_read_only_if_wanted(pool: Pool) -> None:
-    if not pool.kind.name.startswith("btrfs"):
-        return
     with subvolume_beside(pool) as source:
         assert adopt(pool, source, read_only=True) is Adopted.INSTANT
         (source / "file").write_bytes(b"later")
@@ -106,9 +105,8 @@ def test_a_subvolume_is_snapshotted_by_btrfs_read_only_if_wanted(pool: Pool) -> 
         (path / "new").touch()
 
 
+@of_driver("btrfs")
 def test_a_subvolume_is_copied_where_a_snapshot_could_not_have_the_options(pool: Pool) -> None:
-    if not pool.kind.name.startswith("btrfs"):
-        return
     with subvolume_beside(pool) as source:
         assert adopt(pool, source, options=TreeOptions(compression="zstd")) is Adopted.COPY
     assert (pool.attach("v1.1") / "file").read_bytes() == b"content"

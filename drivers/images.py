@@ -144,9 +144,7 @@ class Images:
             path = self.directory / place.name[1:].rsplit("-", 2)[0]
             entry = mount.at(place)
             try:
-                if entry is not None and (
-                    loop.is_backed_by(entry.device, path) or loop.is_of_deleted(entry.device, path)
-                ):
+                if entry is not None and _is_of(entry.device, path):
                     mount.unmount(place)
                 place.rmdir()
             except OSError as err:
@@ -189,3 +187,8 @@ def rounded(size_bytes: int) -> int:
 def mib(size_bytes: int) -> str:
     """Return a size for people."""
     return f"{size_bytes / (1 << 20):,.1f} MiB".replace(".0 ", " ")
+
+
+def _is_of(device: str, path: Path) -> bool:
+    """Tell whether a mount's device is a loop device of an image, which may have been deleted."""
+    return loop.is_of_deleted(device, path) or (path.exists() and loop.is_backed_by(device, path))

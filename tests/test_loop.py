@@ -335,6 +335,17 @@ def test_open_unmounts_what_a_crash_left_mounted_aside(pool: Pool) -> None:
     assert loop.wait_cleared(path, timeout_s=5)
 
 
+def test_open_unmounts_what_a_crash_left_mounted_aside_of_a_clone_that_has_gone(pool: Pool) -> None:
+    clone = pool.create().rename(pool.images / ".part.v9.1-x")
+    place = stage(pool, "abc", name=clone.name)
+    place.mkdir()
+    with loop.held(clone) as device:
+        mount.mount(device.path, place, fs_type="ext4")
+    clone.unlink()
+    pool.driver.open()
+    assert os.listdir(pool.mounts) == []
+
+
 def test_open_leaves_what_is_mounted_aside_and_in_use(pool: Pool) -> None:
     path = pool.create()
     place = stage(pool, "abc")

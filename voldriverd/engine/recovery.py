@@ -105,14 +105,14 @@ def _end_clone(engine: Engine, driver: Driver, volume: model.Volume, on_disk: se
     """Make a begun clone, or drop its row: nobody was told that there is one before its tree was there to stay."""
     tree = engine.store.tree(volume.tree)
     assert tree is not None, f"volume {volume.name} has no tree row"
-    try:
-        if tree.key not in on_disk:
-            if tree.source not in on_disk:
-                raise NotFound(f"cannot create volume {volume.name}: its source is gone")
-            volumes.finish_create(engine, creation.Plan(volume, tree), driver)
-            return
+    if tree.key in on_disk:  # somebody may have been told
         ready = _resized(driver, replace(volume, state=VolumeState.INACTIVE))
-        engine.store.commit(lambda write: write.put_volume(ready))
+        engine.store.commit(lambda write: write.put_volume(ready), is_vital=True)
+        return
+    try:
+        if tree.source not in on_disk:
+            raise NotFound(f"cannot create volume {volume.name}: its source is gone")
+        volumes.finish_create(engine, creation.Plan(volume, tree), driver)
     except Error as err:
         _log.warning("verb=recover volume=%s result=%s", volume.name, err)
         if engine.store.volume(volume.id) is not None:

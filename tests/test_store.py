@@ -275,6 +275,30 @@ def test_on_a_full_disk_snapshots_can_be_read_before_what_is_foreseen_is_written
     assert [row.state for row in database.snapshots()] == [SnapshotState.CREATED]
 
 
+def test_a_disk_that_fails_or_is_read_only_keeps_nobody_from_reading(
+    database: store.Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(database, volume(1, "db"))
+    put(database, snapshot(1, 1, "one", state=SnapshotState.CREATING))
+    database.foresee(snapshot(1, 1, "one"))
+
+    def failing(*_: object, **__: object) -> None:
+        err = sqlite3.OperationalError("disk I/O error")
+        err.sqlite_errorcode = sqlite3.SQLITE_IOERR
+        raise err
+
+    def read_only(*_: object) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    with monkeypatch.context() as context:
+        context.setattr(database, "_attempt", failing)
+        context.setattr(os, "truncate", read_only)
+        assert [row.state for row in database.snapshots()] == [SnapshotState.CREATING]
+        with pytest.raises(Unusable, match="disk I/O error"):
+            database.write_foreseen()
+    assert [row.state for row in database.snapshots()] == [SnapshotState.CREATED]
+
+
 def fail(_: Write) -> None:
     raise RuntimeError
 

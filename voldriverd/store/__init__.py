@@ -101,19 +101,21 @@ class Store:
             self._foreseen[type(row), row.id] = row
             self._learn(write, {}, summaries)
 
-    def write_foreseen(self) -> None:
+    def write_foreseen(self, *, is_vital: bool = True) -> None:
         """Write what was foreseen, if anything was; the disk is not waited for. Raises Unusable."""
         if self._foreseen:
-            self.commit(lambda _: None, is_vital=True, is_implied=True)
+            self.commit(lambda _: None, is_vital=is_vital, is_implied=True)
 
     def take_changes(self) -> list[model.Row]:
-        """Return the rows that were committed since the last call, oldest first, and forget them."""
+        """Return the rows that were committed or foreseen since the last call, oldest first, and forget them."""
         with self._lock:
             taken, self._records = self._records, []
             return taken
 
     def watch(self, listener: Callable[[model.Commit], None]) -> None:
         """Have a function called after each commit that changed volumes, snapshots, backups or mounts, in their order.
+
+        What is foreseen counts as committed.
 
         It is called by the thread that commits, and nobody else can commit meanwhile: it is quick and does not raise.
         """
@@ -488,7 +490,7 @@ class Store:
     def _select(self, query: str, *values: object) -> Iterator[tuple[Any, ...]]:
         if self._foreseen and "snapshots" in query:
             with suppress(Unusable):  # a disk that is full or failing: the rows say `creating` as long as it is
-                self.write_foreseen()
+                self.write_foreseen(is_vital=False)
         with self._read_lock, closing(self._reader.execute(query, values)) as cursor:
             found: list[tuple[Any, ...]] = cursor.fetchall()
         return iter(found)

@@ -37,15 +37,15 @@ class Ballast:
         return True
 
     def give_up(self) -> bool:
-        """Free a step of its space; tells whether there was any."""
+        """Free a step of its space; tells whether there was any, and the disk lets it go."""
         try:
             size_bytes = self._path.stat().st_size
-        except FileNotFoundError:
+            if size_bytes <= STEP_BYTES:
+                self._path.unlink()
+            else:
+                os.truncate(self._path, size_bytes - STEP_BYTES)
+        except OSError:  # it is not there, or the disk fails or is read-only now
             return False
-        if size_bytes <= STEP_BYTES:
-            self._path.unlink()
-        else:
-            os.truncate(self._path, size_bytes - STEP_BYTES)
         return size_bytes > 0
 
 

@@ -2,7 +2,7 @@ import errno
 import json
 import os
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -11,13 +11,14 @@ import pytest
 
 from tests.engines import Bench
 from tests.memory import Memory
-from voldriverd import model
+from voldriverd import model, store
 from voldriverd.driver import Capability, Key, TreeOptions
 from voldriverd.engine import failures, mounts, pools, remembered, snapshots, space, trash, trees, upkeep, volumes
 from voldriverd.engine.context import Limits
 from voldriverd.errors import Exists, InUse, Invalid, NotFound, Unsupported, Unusable
 from voldriverd.kernel import mount, tree
 from voldriverd.model import SnapshotState, VolumeState
+from voldriverd.store.write import Write
 
 pytestmark = pytest.mark.root
 
@@ -705,9 +706,29 @@ def test_a_pool_whose_marker_is_gone_is_unavailable_and_keeps_its_volumes(bench:
     assert is_mounted(bench.mount("db"))
 
 
+def test_a_clone_that_was_told_outlives_a_kill_and_a_start_on_a_full_disk(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench.create("db")
+    bench.write("db", "content")
+    bench.create("copy", **{"from": "db"})
+    commit = store.Store.commit
+
+    def full(database: store.Store, change: Callable[[Write], object], **how: bool) -> object:
+        if not how.get("is_vital"):  # as long as there is ballast
+            raise Unusable("database or disk is full")
+        return commit(database, change, **how)
+
+    monkeypatch.setattr(store.Store, "commit", full)
+    bench.restart()
+    monkeypatch.undo()
+    bench.upkeep()
+    assert bench.volume("copy").state is VolumeState.INACTIVE
+    assert bench.read("copy") == "content"
+
+
 def test_another_pool_in_the_place_is_refused(bench: Bench) -> None:
     bench.create("db")
-    bench.store.write_foreseen()
     marker = bench.pool_root / ".voldriver-pool"
     marker.write_text(json.dumps({"uuid": "other", "driver": "memory", "version": "1"}))
     bench.restart()

@@ -34,8 +34,8 @@ def mount(engine: Engine, volume: model.Volume, holder: str) -> Path:
     is missing). After a crash in the middle the mount is found and ended by reconciliation.
     """
     what = f"cannot mount volume {volume.name}"
+    driver = engine.pools.driver(volume.pool_id)  # what a crash left unfinished in a pool that is not there stays so
     use.ensure_resting(volume, what)
-    driver = engine.pools.driver(volume.pool_id)
     is_settled = _settle(engine, driver, volume.tree, what)
     try:
         with failures.told_as(what):

@@ -42,10 +42,10 @@ def create(
     whole, or not at all.
     """
     what = f"cannot snapshot volume {volume.name}"
+    driver = engine.pools.driver(volume.pool_id)
     use.ensure_resting(volume, what)
     if wish.name is not None and engine.store.snapshot_named(volume.id, wish.name) is not None:
         raise Exists(f"{what}: it has a snapshot named {wish.name} already")
-    driver = engine.pools.driver(volume.pool_id)
     use.ensure_cloneable(engine, volume, what)
     space.ensure_reserve(engine, engine.pools.get(volume.pool_id), what)
     snapshot = _new_row(engine, volume, wish)

@@ -29,7 +29,7 @@ class Images:
         self.directory = directory
         self.has_reflinks = False
         self._mounts = mounts
-        self._mark = hashlib.blake2b(os.fsencode(directory), digest_size=4).hexdigest()
+        self._mark = hashlib.blake2b(os.fsencode(directory.resolve()), digest_size=4).hexdigest()
         """What tells the places of this pool among `mounts` from those of others."""
 
     def open(self) -> None:
@@ -140,11 +140,16 @@ class Images:
 
     def _sweep_stages(self) -> None:
         """Unmount what a crash left mounted aside; one in use, say by a shell in it, waits for the next time."""
-        for place in self._mounts.glob(f".*-{self._mark}-*"):
-            path = self.directory / place.name[1:].rsplit("-", 2)[0]
+        for place in self._mounts.glob(".*-*"):
+            name, _, _ = place.name[1:].rpartition("-")
+            is_marked = name.endswith(f"-{self._mark}")
+            path = self.directory / name.removesuffix(f"-{self._mark}")
             entry = mount.at(place)
+            is_ours = entry is not None and _is_of(entry.device, path)
+            if not (is_marked or is_ours):
+                continue  # of another pool
             try:
-                if entry is not None and _is_of(entry.device, path):
+                if is_ours:
                     mount.unmount(place)
                 place.rmdir()
             except OSError as err:

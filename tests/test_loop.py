@@ -346,6 +346,15 @@ def test_open_unmounts_what_a_crash_left_mounted_aside_of_a_clone_that_has_gone(
     assert os.listdir(pool.mounts) == []
 
 
+def test_open_unmounts_what_an_older_release_left_mounted_aside(pool: Pool) -> None:
+    place = pool.mounts / f".{TREE}-abc"
+    place.mkdir()
+    with loop.held(pool.create()) as device:
+        mount.mount(device.path, place, fs_type="ext4")
+    pool.driver.open()
+    assert os.listdir(pool.mounts) == []
+
+
 def test_open_leaves_what_is_mounted_aside_and_in_use(pool: Pool) -> None:
     path = pool.create()
     place = stage(pool, "abc")

@@ -58,14 +58,14 @@ class _SearchArgsV2(ctypes.Structure):
 BTRFS_IOC_TREE_SEARCH_V2: Final = ioctl.iowr(0x94, 17, ctypes.sizeof(_SearchArgsV2) - _BUFFER_BYTES)
 
 
-def count_flagged(fd: int, flags: int, *, since: int = 0) -> int:
+def count_flagged(fd: int, flags: int) -> int:
     """Count the inodes of the subvolume of a descriptor that have one of these flags, files and directories alike.
 
-    With `since` only where metadata was written in that generation or later. Raises OSError.
+    Raises OSError.
     """
     return sum(
         1
-        for _, kind, item in _items(fd, since)
+        for _, kind, item in _items(fd, 0)
         if kind == _INODE_ITEM_KEY and struct.unpack_from("<Q", item, _FLAGS_AT)[0] & flags
     )
 

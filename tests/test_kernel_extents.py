@@ -506,6 +506,35 @@ def test_a_clone_that_comes_or_goes_meanwhile_does_not_matter(
 
 
 @root
+def test_where_the_kernel_cuts_compressed_extents_does_not_matter(
+    host_directory: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory = host_directory("btrfs")
+    run.run(["btrfs", "property", "set", str(directory), "compression", "zstd"])
+    compare = extents.compare
+    with closing(File(directory / "file")) as file:
+        os.pwrite(file.fd, b"a" * 128 * KIB + b"b" * 128 * KIB, 0)
+        os.fsync(file.fd)
+        file.punch(0, 124 * KIB)  # what is left of the first is as long as its place, and followed by the second
+        with closing(file.clone()) as base:
+            joined = base.map()
+            assert [(extent.start, extent.end) for extent in joined] == [(124 * KIB, 256 * KIB)]
+
+            def unshare(*maps: list[Extent]) -> Iterator[Span]:
+                file.punch(128 * KIB, 128 * KIB)
+                return compare(*maps)
+
+            monkeypatch.setattr(extents, "compare", unshare)
+            spans = extents.difference(file.fd, base.fd)
+            assert base.map() != joined
+    assert spans is not None
+    assert list(spans) == [
+        Span(124 * KIB, 128 * KIB, Found.DOUBT),
+        Span(128 * KIB, 256 * KIB, Found.HOLE),
+    ]
+
+
+@root
 def test_defragmentation_and_balance_do_not_hide_changes(scratch: Scratch) -> None:
     directory = scratch.make("btrfs")
     with closing(File(directory / "file")) as file:

@@ -185,7 +185,10 @@ def difference(fd: int, base_fd: int) -> Spans | None:
     """Return how a file differs from its base, both at rest; None if the base's data was moved meanwhile.
 
     What a defragmentation or a balance frees may at once become the place of something else. Each range of the base's
-    map is therefore read before the file's, and all of it once more at the end. Raises OSError.
+    map is therefore read before the file's, and all of it once more at the end. Only plain extents count there: only
+    they are ever found equal, and btrfs cuts compressed ones otherwise as soon as somebody else shares a part of them
+    (fs/btrfs/fiemap.c, emit_fiemap_extent: of those that follow each other on the disk it makes one if their flags are
+    the same). Raises OSError.
     """
     size_bytes = os.fstat(fd).st_size
     base_bytes = min(os.fstat(base_fd).st_size, size_bytes)
@@ -290,4 +293,5 @@ def _windows(size_bytes: int) -> Iterator[tuple[int, int]]:
 
 def _note(digest: "hashlib.blake2b", extents: Iterable[Extent]) -> None:
     for extent in extents:
-        digest.update(struct.pack("=QQQB", extent.start, extent.end, extent.physical, extent.kind))
+        if extent.kind is Kind.PLAIN:
+            digest.update(struct.pack("=QQQ", extent.start, extent.end, extent.physical))

@@ -418,7 +418,9 @@ def _moving(path: Path, real: Callable[..., Iterator[extents.Span]]) -> Callable
     return move
 
 
-def test_compressed_images_of_old_pools_are_compared_by_their_bytes(make_pool: MakePool) -> None:
+@pytest.fixture(name="old_pool")
+def make_old_pool(make_pool: MakePool) -> Pool:
+    """Make a pool whose images are compressed, with a tree of two blocks of 64 KiB, "a" and "b", that has its base."""
     pool = make_pool("btrfs")
     run.run(["chattr", "-C", str(pool.images)])
     run.run(["btrfs", "property", "set", str(pool.images), "compression", "zstd"])
@@ -426,11 +428,16 @@ def test_compressed_images_of_old_pools_are_compared_by_their_bytes(make_pool: M
     path.write_bytes(b"a" * 64 * KIB + b"b" * 64 * KIB)
     fs.sync_file_system(path)
     pool.driver.clone(TREE, BASE, read_only=True)
-    with path.open("r+b") as file, (pool.images / BASE).open("rb") as base:
+    with path.open("r+b") as file:
         _share(file.fileno(), 64 * KIB, 0, 64 * KIB)  # as a program for deduplication may do
+    return pool
+
+
+def test_compressed_images_of_old_pools_are_compared_by_their_bytes(old_pool: Pool) -> None:
+    with (old_pool.images / TREE).open("rb") as file, (old_pool.images / BASE).open("rb") as base:
         spans = list(extents.difference(file.fileno(), base.fileno()) or ())
     assert spans == [extents.Span(0, 128 * KIB, Found.DOUBT)]
-    assert _sent(pool, TREE, BASE) == [Part(b"b" * 64 * KIB, 64 * KIB, 0)]
+    assert _sent(old_pool, TREE, BASE) == [Part(b"b" * 64 * KIB, 64 * KIB, 0)]
 
 
 def _share(fd: int, source: int, target: int, length: int) -> None:
@@ -510,18 +517,9 @@ def test_maps_of_many_extents_are_left_with_the_next_answer_of_the_kernel(
     assert answers.count(extents.FS_IOC_FIEMAP) >= 2_000 // 512 * 3
 
 
-def test_what_is_compressed_is_compared_no_further_than_wanted(make_pool: MakePool) -> None:
-    pool = make_pool("btrfs")
-    run.run(["chattr", "-C", str(pool.images)])
-    run.run(["btrfs", "property", "set", str(pool.images), "compression", "zstd"])
-    path = pool.images / TREE
-    path.write_bytes(b"a" * 64 * KIB + b"b" * 64 * KIB)
-    fs.sync_file_system(path)
-    pool.driver.clone(TREE, BASE, read_only=True)
-    with path.open("r+b") as file:
-        _share(file.fileno(), 64 * KIB, 0, 64 * KIB)
+def test_what_is_compressed_is_compared_no_further_than_wanted(old_pool: Pool) -> None:
     with pytest.raises(Enough), watch.watched(Watcher(_LOOKS, ends_after=1)):
-        _sent(pool, TREE, BASE)
+        _sent(old_pool, TREE, BASE)
 
 
 def test_zeros_that_are_read_and_not_sent_are_told_and_may_be_the_end(pool: Pool) -> None:

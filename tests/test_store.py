@@ -260,12 +260,17 @@ def test_a_foreseen_snapshot_is_counted_and_whoever_reads_snapshots_finds_it(dat
     assert len(seen.newest) == model.SUMMARY_NAMES
 
 
-def test_on_a_full_disk_snapshots_can_be_read_before_what_is_foreseen_is_written(
-    database: store.Store, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def foresee_one(database: store.Store) -> None:
+    """Put a volume and a snapshot of it whose end waits to be written."""
     put(database, volume(1, "db"))
     put(database, snapshot(1, 1, "one", state=SnapshotState.CREATING))
     database.foresee(snapshot(1, 1, "one"))
+
+
+def test_on_a_full_disk_snapshots_can_be_read_before_what_is_foreseen_is_written(
+    database: store.Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    foresee_one(database)
     with monkeypatch.context() as context:
         context.setattr(store.connection, "is_full", lambda _: False)
         context.setattr(database, "_attempt", full)
@@ -278,9 +283,7 @@ def test_on_a_full_disk_snapshots_can_be_read_before_what_is_foreseen_is_written
 def test_a_disk_that_fails_or_is_read_only_keeps_nobody_from_reading(
     database: store.Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    put(database, volume(1, "db"))
-    put(database, snapshot(1, 1, "one", state=SnapshotState.CREATING))
-    database.foresee(snapshot(1, 1, "one"))
+    foresee_one(database)
 
     def failing(*_: object, **__: object) -> None:
         err = sqlite3.OperationalError("disk I/O error")

@@ -63,11 +63,7 @@ def count_flagged(fd: int, flags: int) -> int:
 
     Raises OSError.
     """
-    return sum(
-        1
-        for _, kind, item in _items(fd, 0)
-        if kind == _INODE_ITEM_KEY and struct.unpack_from("<Q", item, _FLAGS_AT)[0] & flags
-    )
+    return sum(_has_flag(item, flags) for _, kind, item in _items(fd, 0) if kind == _INODE_ITEM_KEY)
 
 
 def changes(fd: int, flags: int, *, since: int) -> tuple[int, int]:
@@ -79,10 +75,14 @@ def changes(fd: int, flags: int, *, since: int) -> tuple[int, int]:
     count = data_bytes = 0
     for _, kind, item in _items(fd, since, is_whole=True):
         if kind == _INODE_ITEM_KEY:
-            count += bool(struct.unpack_from("<Q", item, _FLAGS_AT)[0] & flags)
+            count += _has_flag(item, flags)
         elif kind == _EXTENT_DATA_KEY and struct.unpack_from("<Q", item)[0] >= since:
             data_bytes += _data_bytes(item)
     return count, data_bytes
+
+
+def _has_flag(inode: memoryview, flags: int) -> bool:
+    return bool(struct.unpack_from("<Q", inode, _FLAGS_AT)[0] & flags)
 
 
 def _data_bytes(extent: memoryview) -> int:

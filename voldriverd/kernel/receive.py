@@ -93,26 +93,20 @@ class Received:
 def newest_version() -> int:
     """Return the newest version of streams that the installed tool reads rightly, 0 without one. Raises ToolError."""
     search = os.environ.get("PATH")
-    try:
-        path = _found(TOOL, search)
-        status = os.stat(path)
-    except FileNotFoundError:  # it is not there any more, or never was
+    path = _found(TOOL, search)
+    if path is None or not os.path.exists(path):  # it came meanwhile, or went
         _found.cache_clear()
-        try:
-            path = _found(TOOL, search)
-        except FileNotFoundError:
-            return 0
-        status = os.stat(path)
+        path = _found(TOOL, search)
+    if path is None:
+        return 0
+    status = os.stat(path)
     return _newest_version(path, status.st_ino, status.st_mtime_ns, status.st_ctime_ns)
 
 
 @lru_cache(maxsize=1)
-def _found(tool: str, search: str | None) -> str:
-    """Return where in PATH a tool is; once, for to look through it waits for the disk. Raises FileNotFoundError."""
-    path = shutil.which(tool, path=search)
-    if path is None:
-        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), tool)
-    return path
+def _found(tool: str, search: str | None) -> str | None:
+    """Return where in PATH a tool is, or None; once, for to look through it waits for the disk."""
+    return shutil.which(tool, path=search)
 
 
 @lru_cache(maxsize=4)

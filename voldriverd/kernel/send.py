@@ -48,8 +48,6 @@ CLONE_UUID: Final = 20
 PATH_MAX: Final = 4_080
 """Who receives a stream puts the name of the subvolume before each path, and may use 4,095 bytes."""
 
-_WITH_DATA: Final = frozenset({15, 25})
-"""WRITE and, in version 2, ENCODED_WRITE; after those of a file its path comes again, in UTIMES at the latest."""
 _TOLD_EVERY: Final = 4_096
 """Commands, some 10 ms."""
 _NO_FD: Final = -1
@@ -81,6 +79,12 @@ class Command(IntEnum):
     UTIMES = 20
     END = 21
     UPDATE_EXTENT = 22
+    ENCODED_WRITE = 25
+    """From version 2 on."""
+
+
+_WITH_DATA: Final = frozenset({Command.WRITE, Command.ENCODED_WRITE})
+"""After those of a file its path comes again, in UTIMES at the latest."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,8 +157,7 @@ class Position:
                 if len(content) < length:
                     break
                 attributes = _attributes(content)
-                if _has_long_path(number, attributes):
-                    raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
+                _refuse_long_path(number, attributes)
                 if number == Command.MKFILE:
                     self.inode = int.from_bytes(attributes[INO], "little")
             at += HEADER.size + length
@@ -234,16 +237,18 @@ def survey(fd: int, *, parent_id: int) -> int:
             if number % _TOLD_EVERY == 0:
                 watch.advance()
             total += HEADER.size + len(content)
-            if len(content) > PATH_MAX and _has_long_path(command, _attributes(content)):
-                raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
+            if len(content) > PATH_MAX:
+                _refuse_long_path(command, _attributes(content))
             if command is Command.UPDATE_EXTENT:
                 total += int.from_bytes(_attributes(content)[SIZE], "little")
     return total
 
 
-def _has_long_path(command: int, attributes: dict[int, bytes]) -> bool:
+def _refuse_long_path(command: int, attributes: dict[int, bytes]) -> None:
+    """Raise OSError (ENAMETOOLONG) for a path that nobody could receive."""
     kinds = {PATH, PATH_TO, PATH_LINK} - ({PATH_LINK} if command == Command.SYMLINK else set())  # that one is content
-    return any(len(attributes.get(kind, b"")) > PATH_MAX for kind in kinds)
+    if any(len(attributes.get(kind, b"")) > PATH_MAX for kind in kinds):
+        raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
 
 
 def _commands(reader: Reader) -> Iterator[tuple[Command, bytes]]:

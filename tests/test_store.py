@@ -427,6 +427,31 @@ def test_a_snapshot_is_backing_up_only_while_a_backup_asked_without_a_target_run
     assert database.search_snapshots(wanted) == []
 
 
+def test_a_page_of_snapshots_costs_the_same_beside_many_volumes(database: store.Store) -> None:
+    page = model.Search((), None, is_descending=False, has_removed=False, offset=0, limit=5)
+    steps = 0
+
+    def count() -> None:
+        nonlocal steps
+        steps += 1
+
+    def counted() -> int:
+        nonlocal steps
+        steps = 0
+        assert [row.id for row in database.search_snapshots(page)] == [1, 2, 3, 4, 5]
+        return steps
+
+    put(database, volume(1, "db"), *(snapshot(number, 1, None) for number in range(1, 10)))
+    database._reader.set_progress_handler(count, 1)  # each step of SQLite's machine
+    alone = counted()
+    put(
+        database,
+        *(volume(number, f"v{number}") for number in range(2, 400)),
+        *(snapshot(number, 1 + number % 300, None) for number in range(10, 400)),
+    )
+    assert counted() <= alone + 100  # a row that is passed takes five
+
+
 def test_a_live_name_of_a_target_is_unique_and_a_removed_one_free(database: store.Store) -> None:
     put(database, target(1, "nightly"))
     with pytest.raises(Exists):

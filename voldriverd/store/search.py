@@ -53,7 +53,8 @@ SNAPSHOTS: Final = Table(
         "destroy_at": _time("CASE WHEN s.state != 'removed' THEN v.destroy_at END"),
     },
     is_live=(
-        "s.state != 'removed' AND s.volume_id NOT IN (SELECT id FROM volumes WHERE state IN ('removed', 'purged'))"
+        "s.state != 'removed' "
+        "AND NOT EXISTS (SELECT 1 FROM volumes WHERE id = s.volume_id AND state IN ('removed', 'purged'))"
     ),
     volume="CROSS JOIN volumes v ON v.id = s.volume_id",
 )

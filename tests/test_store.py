@@ -4,7 +4,7 @@ import os
 import sqlite3
 import threading
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, nullcontext
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -377,7 +377,7 @@ def test_pointed_keys_are_those_of_volumes_and_snapshots(database: store.Store) 
     assert database.tree_keys(POOL.id) == {"v1.1", "s1", "v1.2"}
     database.commit(lambda write: write.settle_trees([Key("v1.1")]))
     assert set(database.unsettled_trees(POOL.id)) == {"s1", "v1.2"}
-    database.commit(lambda write: write.drop_trees([Key("v1.2")]))
+    database.drop_trees([Key("v1.2")])
     assert database.tree(Key("v1.2")) is None
 
 
@@ -517,12 +517,25 @@ def test_tombstones_of_backups_and_then_of_their_targets_go(database: store.Stor
     assert not database.has_tombstones(later)
 
 
-def test_a_base_is_pointed_to_and_its_row_cannot_go(database: store.Store) -> None:
+def test_a_base_is_pointed_to(database: store.Store) -> None:
     put(database, volume(1, "db"), target(1, "nightly"), backup(1, volume_id=1, key=Key("b1")))
     assert database.pointed_keys(POOL.id) == {"v1.1", "b1"}
     assert database.pointed_keys(model.PoolId(2)) == set()
-    with pytest.raises(Exists):
-        database.commit(lambda write: write.drop_trees([Key("b1")]))
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_pointer_to_nothing_is_refused_also_after_trees_were_dropped(
+    database: store.Store, monkeypatch: pytest.MonkeyPatch, *, fails: bool
+) -> None:
+    put(database, volume(1, "db"))
+    with monkeypatch.context() as context:
+        if fails:
+            context.setattr(database, "_attempt", full)
+            context.setattr(store.connection, "is_full", lambda _: False)
+        with pytest.raises(Unusable) if fails else nullcontext():
+            database.drop_trees([Key("v1.1")])
+    with pytest.raises(Exists, match="FOREIGN KEY"):
+        database.commit(lambda write: write.put_volume(volume(2, "web")))  # it has no tree
 
 
 def test_secrets_of_a_target_are_not_printed() -> None:

@@ -93,7 +93,7 @@ def _collect(engine: "Engine", pool_id: model.PoolId) -> int:
         return 0
     try:
         driver.sync()
-        engine.store.commit(lambda write: write.drop_trees(removed), is_vital=True)
+        engine.store.drop_trees(removed)
     except (OSError, Error):
         for key in removed:
             engine.garbage.note_removed(pool_id, key)

@@ -106,6 +106,15 @@ class Store:
         if self._foreseen:
             self.commit(lambda _: None, is_vital=is_vital, is_implied=True)
 
+    def drop_trees(self, keys: Iterable[Key]) -> None:
+        """Delete the rows of trees that nothing points to and whose removal is durable. Raises Unusable.
+
+        SQLite would look through all volumes and snapshots for a pointer to each, as there is no index of their keys:
+        15 ms beside 100,000 snapshots (6.18), in which nobody else can commit.
+        """
+        with self._lock, connection.unchecked(self._connection):
+            self.commit(lambda write: write.drop_trees(keys), is_vital=True)
+
     def take_changes(self) -> list[model.Row]:
         """Return the rows that were committed or foreseen since the last call, oldest first, and forget them."""
         with self._lock:

@@ -3,6 +3,8 @@
 import errno
 import sqlite3
 import urllib.parse
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
@@ -35,6 +37,16 @@ def connect_to_read(path: Path) -> sqlite3.Connection:
 def set_synced(connection: sqlite3.Connection, *, is_synced: bool) -> None:
     """Choose whether commits to come wait for the disk; those before, and checkpoints, do in any case."""
     connection.execute(f"PRAGMA synchronous = {'FULL' if is_synced else 'NORMAL'}")
+
+
+@contextmanager
+def unchecked(connection: sqlite3.Connection) -> Iterator[None]:
+    """Have a connection not look for rows that point to deleted ones, for a block; no transaction may be open."""
+    connection.execute("PRAGMA foreign_keys = OFF")
+    try:
+        yield
+    finally:
+        connection.execute("PRAGMA foreign_keys = ON")
 
 
 def is_damage(err: sqlite3.Error) -> bool:

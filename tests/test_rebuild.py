@@ -167,6 +167,28 @@ def test_a_damaged_database_is_kept_beside_the_new_one(running: Running) -> None
         assert cli_of(running, "volume", "ls", "-q") == "a\n"
 
 
+def test_a_journal_that_outlived_its_database_is_not_played_into_the_new_one(running: Running) -> None:
+    with running:
+        cli_of(running, "volume", "create", "a", "-d", "btrfs")
+        running.kill()
+        path = running.root / store.FILE_NAME
+        journal = path.with_name(f"{path.name}-wal")
+        assert journal.stat().st_size
+        left = journal.read_bytes()
+        running.start()
+        cli_of(running, "volume", "create", "b", "-d", "btrfs")
+        before = shown(running)
+        running.stop()
+        path.unlink()
+        journal.write_bytes(left)
+        assert rebuilt(running, "--yes").exit_code == 0
+        assert not journal.exists()
+        (kept,) = running.root.glob(f"{store.FILE_NAME}.*-wal")
+        assert kept.read_bytes() == left
+        running.start()
+        assert shown(running) == before
+
+
 def test_a_pool_that_is_not_there_is_named_and_nothing_is_made(running: Running) -> None:
     with running:
         cli_of(running, "volume", "create", "a", "-d", "btrfs")

@@ -144,7 +144,8 @@ def release(config: configuration.Config) -> list[str]:
 def rebuild(config: configuration.Config, is_agreed: Callable[[list[str]], bool]) -> Path | None:
     """Make a lost or damaged database anew from the pools, if who is shown the plan agrees; return where it is.
 
-    It is made aside and takes its place at the end, in one step; a damaged one is kept beside it under another name.
+    It is made aside and takes its place at the end, in one step; what there was of a damaged or lost one is kept beside
+    it under another name.
     The daemon must not be running. Raises InUse (it is, or the database is sound) and Unusable (a pool is not there).
     """
     path = config.root / store.FILE_NAME
@@ -164,8 +165,7 @@ def rebuild(config: configuration.Config, is_agreed: Callable[[list[str]], bool]
             return None
         rebuilding.write(database, plan)
         database.close()
-        if damage is not None:
-            _put_aside(path)
+        _put_aside(path)
         fs.rename_durably(place / store.FILE_NAME, path)
     return path
 
@@ -182,7 +182,7 @@ def _look(config: configuration.Config, database: store.Store) -> list[rebuildin
 
 
 def _put_aside(path: Path) -> None:
-    """Keep a damaged database, with its journal."""
+    """Keep a damaged database, with its journal; one that is left of a lost database would be played into the new."""
     mark = f"damaged-{utc_now():%Y%m%dT%H%M%SZ}"
     for suffix in ("", "-wal"):
         part = path.with_name(path.name + suffix)

@@ -3,12 +3,13 @@ import json
 import os
 import subprocess
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 
+from tests.backing import freeze
 from tests.engines import Bench
 from tests.memory import Memory
 from voldriverd import model, store
@@ -734,6 +735,29 @@ def test_another_pool_in_the_place_is_refused(bench: Bench) -> None:
     bench.restart()
     with pytest.raises(Unusable, match="holds another pool"):
         bench.mount("db")
+
+
+@pytest.mark.parametrize("is_there", [True, False])
+def test_no_tree_that_no_row_knows_is_taken_for_the_one_that_a_revert_makes(bench: Bench, *, is_there: bool) -> None:
+    """The database is older than the pool: it was put back, and a revert came after its time."""
+    volume = bench.create("db")
+    bench.write("db", "old")
+    freeze(bench.engine, volume, "one")
+    newer = Key("v1.2")
+    bench.driver.clone(volume.tree, newer, read_only=False)
+    (bench.driver.attach(newer, read_only=False) / "content").write_text("newer")
+    bench.driver.detach(newer)
+    if not is_there:
+        bench.driver.remove(volume.tree)
+    bench.restart()
+    assert next(iter(bench.engine.pools)).orphans == {newer}
+    with nullcontext() if is_there else pytest.raises(NotFound):
+        snapshots.revert(bench.engine, bench.volume("db"), bench.snapshot("db", "one"))
+    bench.upkeep()
+    bench.restart()
+    bench.upkeep()
+    assert bench.read_key(newer) == "newer"
+    assert newer not in bench.tree_rows()
 
 
 def test_a_directory_with_foreign_files_is_not_made_a_pool(bench: Bench) -> None:

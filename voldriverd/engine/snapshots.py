@@ -152,7 +152,7 @@ def begin_displacing(
 
     `options` and `source` are those of the new tree. A crash before `end_displacing` leaves all as it was.
     """
-    going = replace(volume, content=volume.content + 1)
+    going = replace(volume, content=_free_content(engine, volume))
     key = model.volume_key(volume.id, going.content)
     kept = _displaced_row(engine, volume, verb)
     kept_options = creation.tree_options(engine, volume.tree)
@@ -213,6 +213,19 @@ def set_properties(
     )
     engine.store.commit(lambda write: write.put_snapshot(changed))
     return changed
+
+
+def _free_content(engine: Engine, volume: model.Volume) -> int:
+    """Return the number of a volume's next content: one that no tree has.
+
+    A database that was put back, or made anew, may be older than the trees of its pools, and what was begun and comes
+    to nothing is destroyed.
+    """
+    content = volume.content + 1
+    orphans = engine.pools.get(volume.pool_id).orphans
+    while (key := model.volume_key(volume.id, content)) in orphans or engine.store.tree(key) is not None:
+        content += 1
+    return content
 
 
 def _present(engine: Engine, going: Displacing) -> model.Volume:

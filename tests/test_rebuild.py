@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
+from tests.backing import freeze
 from tests.commands import Voldriver
 from tests.engines import Bench
 from tests.running import Running, scratch_config
@@ -13,7 +14,7 @@ from tests.scratch import Scratch
 from voldriverd import config, daemon, store
 from voldriverd.cli import daemon as cli
 from voldriverd.driver import Key
-from voldriverd.engine import rebuild, remembered
+from voldriverd.engine import rebuild, remembered, snapshots
 from voldriverd.engine.context import utc_now
 from voldriverd.errors import InUse, Unusable
 from voldriverd.model import VolumeState
@@ -253,6 +254,40 @@ def test_a_content_newer_than_the_one_that_is_taken_is_never_destroyed(bench: Be
     told = remembered.Remembered({volume.id: volume})
     plan = rebuild.plan([rebuild.Found(pool, bench.driver, frozenset(bench.driver.trees()), told)], utc_now())
     assert {made.name: made.key for made in plan.volumes} == {"a": "v1.1", "recovered-v1.2": "v1.2"}
+
+
+def test_what_a_restore_has_brought_is_not_brought_once_more(bench: Bench) -> None:
+    """The copy may end between the two commits of a restore, whose end was acknowledged."""
+    volume = bench.create("a")
+    bench.driver.clone(volume.tree, Key("v1.2"), read_only=False)
+    bench.driver.remove(volume.tree)
+    pool = next(iter(bench.engine.pools)).row
+    told = remembered.Remembered({volume.id: replace(volume, state=VolumeState.RESTORING, content=2)})
+    plan = rebuild.plan([rebuild.Found(pool, bench.driver, frozenset(bench.driver.trees()), told)], utc_now())
+    assert [(made.name, made.key, made.state) for made in plan.volumes] == [("a", "v1.2", VolumeState.INACTIVE)]
+
+
+def test_a_volume_beside_a_newer_content_of_it_can_be_reverted(bench: Bench) -> None:
+    bench.create("a")
+    freeze(bench.engine, bench.volume("a"), "one")
+    bench.write("a", "present")
+    bench.driver.clone(bench.volume("a").tree, Key("v1.2"), read_only=False)
+    bench.restart()
+    pool = next(iter(bench.engine.pools)).row
+    bench.catalogue.save()
+    told = remembered.read(bench.pool_root)
+    plan = rebuild.plan([rebuild.Found(pool, bench.driver, frozenset(bench.driver.trees()), told)], utc_now())
+    bench.close()
+    for path in bench.root.glob(f"{store.FILE_NAME}*"):
+        path.unlink()
+    made = store.Store(bench.root)
+    made.commit(lambda write: write.add_pool(pool))
+    rebuild.write(made, plan)
+    made.close()
+    bench.restart()
+    snapshots.revert(bench.engine, bench.volume("a"), bench.snapshot("a", "one"))
+    bench.upkeep()
+    assert (bench.read("a"), bench.read("recovered-v1.2")) == ("", "present")
 
 
 def test_an_older_database_loses_nothing_either(running: Running) -> None:

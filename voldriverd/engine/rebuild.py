@@ -128,8 +128,9 @@ class _Pool:
             return
         if key is None:
             self._made.notes.append(f"{shown}: its tree {volume.key} is missing; it is listed and does not mount")
-        elif key != volume.key:
+        elif key != volume.key:  # what went on is done: the old content goes last
             self._made.notes.append(f"{shown}: it has the content {key}, {volume.key} is not there any more")
+            volume = replace(volume, state=model.VolumeState.INACTIVE) if volume.is_live else volume
         self._key_of[volume.id] = key or volume.tree
         self._options_of[volume.id] = self._options(volume)
         self._add_tree(self._key_of[volume.id], self._options_of[volume.id])

@@ -14,7 +14,19 @@ from tests.engines import Bench
 from tests.memory import Memory
 from voldriverd import model, store
 from voldriverd.driver import Capability, Key, TreeOptions
-from voldriverd.engine import failures, mounts, pools, remembered, snapshots, space, trash, trees, upkeep, volumes
+from voldriverd.engine import (
+    failures,
+    mounts,
+    pools,
+    recovery,
+    remembered,
+    snapshots,
+    space,
+    trash,
+    trees,
+    upkeep,
+    volumes,
+)
 from voldriverd.engine.context import Limits
 from voldriverd.errors import Exists, InUse, Invalid, NotFound, Unsupported, Unusable
 from voldriverd.kernel import mount, tree
@@ -687,6 +699,21 @@ def test_the_copy_of_the_catalogue_is_made_anew_when_it_was_lost(bench: Bench) -
 
 
 # Pools (D9).
+
+
+def test_a_copy_of_the_catalogue_has_what_changed_while_its_pool_was_away(bench: Bench) -> None:
+    volume = bench.create("db")
+    trash.remove(bench.engine, volume)
+    bench.catalogue.save()
+    away = bench.root / "away"
+    bench.pool_root.rename(away)
+    assert bench.engine.pools.available() == []
+    trash.restore(bench.engine, bench.trashed("db"))
+    bench.catalogue.save()
+    away.rename(bench.pool_root)
+    recovery.open_pools(bench.engine)
+    bench.catalogue.save()
+    assert remembered.read(bench.pool_root).volumes[volume.id] == bench.volume("db")
 
 
 def test_a_pool_whose_marker_is_gone_is_unavailable_and_keeps_its_volumes(bench: Bench) -> None:

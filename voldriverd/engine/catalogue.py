@@ -5,10 +5,10 @@
     {"snapshot": {…}}
     {"backup": {…}}            one whose base tree lies here; one without a key has none any more
 
-It is made anew at start (atomically) and then appended to, at most a second behind the database; a
-torn last line is one that was never acknowledged here. A volume in state `purged` and a snapshot in
-state `removed` are gone, a purged volume's snapshots with it. `voldriverd rebuild` reads it. If the pool
-has trees that the database does not know, the copy that was there is kept beside the new one.
+It is made anew when the pool is opened (atomically) and then appended to, at most a second behind the
+database; a torn last line is one that was never acknowledged here. A volume in state `purged` and a
+snapshot in state `removed` are gone, a purged volume's snapshots with it. `voldriverd rebuild` reads it.
+If the pool has trees that the database does not know, the copy that was there is kept beside the new one.
 """
 
 import json
@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Final
 
 from voldriverd import model
+from voldriverd.driver import Driver
 from voldriverd.engine import links, pools, remembered
 from voldriverd.engine.context import Engine
 from voldriverd.engine.remembered import FILE_NAME
@@ -39,6 +40,8 @@ class Catalogue:
     def __init__(self, engine: Engine) -> None:
         """Write nothing yet; the first `save` makes every file anew."""
         self._engine = engine
+        self._drivers: dict[model.PoolId, Driver] = {}
+        """With which each pool was open when its copy was made; what changes while it is away is not appended."""
         self._lines: dict[model.PoolId, int] = {}
         self._limits: dict[model.PoolId, int] = {}
 
@@ -64,15 +67,19 @@ class Catalogue:
     def _save_pool(self, pool: pools.Pool, changes: list[model.Row]) -> None:
         pool_id = pool.row.id
         path = Path(pool.row.path) / FILE_NAME
-        if pool_id in self._limits and self._lines[pool_id] + len(changes) <= self._limits[pool_id]:
+        driver = self._engine.pools.driver(pool_id)
+        is_opened_anew = self._drivers.get(pool_id) is not driver
+        limit = -1 if is_opened_anew else self._limits.get(pool_id, -1)
+        if self._lines.get(pool_id, 0) + len(changes) <= limit:
             if changes:
                 _append(path, map(_line, changes))
                 self._lines[pool_id] += len(changes)
             return
-        if pool.orphans and pool_id not in self._lines:
+        if pool.orphans and is_opened_anew:
             remembered.keep(Path(pool.row.path), pool.orphans, self._engine.now())
         lines = [_header(pool.row), *map(_line, self._rows(pool_id))]
         fs.write_durably(path, b"".join(lines))
+        self._drivers[pool_id] = driver
         self._lines[pool_id] = len(lines)
         self._limits[pool_id] = _GROWTH_MAX * max(len(lines), 1_000)
 

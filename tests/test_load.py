@@ -39,5 +39,6 @@ def test_a_host_is_filled_with_rows_and_trees_and_every_verb_is_measured(
     monkeypatch.setattr(scale, "RATIO_MAX", 100.0)  # times mean something on a quiet machine only
     said: list[str] = []
     ratios = scale.Scale(tmp_path / "scale", seed=SEED).run(time_s=600.0, say=said.append, volumes=VOLUMES)
-    assert ratios.keys() == {"create", "mount", "snapshot", "get", "list page", "unmount", "remove", "purge"}
+    verbs = {"create", "mount", "snapshot", "get", "list page", "unmount", "remove", "purge"}
+    assert ratios.keys() == {*verbs, "kernel: subvolume and commit", "kernel: snapshot"}
     assert f"{VOLUMES} volumes and {VOLUMES * scale.SNAPSHOTS_EACH} snapshots, {VOLUMES * 11} trees" in said[0]

@@ -2,9 +2,13 @@
 
 Both daemons have a btrfs pool in a sparse image of their own, on the disk, and are asked in turn: what the machine does
 meanwhile both see alike. Where the time is over before the host is full, the figures say how full it was.
+
+The same is done without a daemon: a commit of btrfs, for which a first mount and a snapshot wait, writes a leaf of each
+tree and all nodes above it, and so takes two to four times as long in a file system of 110,000 subvolumes (6.18).
 """
 
 import json
+import math
 import os
 import random
 import statistics
@@ -12,12 +16,14 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Self
 
 from tests.running import Running, UnixConnection, pools_config
 from tests.scratch import Scratch
 from tests.torture import count
+from voldriverd.kernel import btrfs
 
 VOLUMES: Final = 10_000
 SNAPSHOTS_EACH: Final = 10
@@ -29,7 +35,9 @@ FILL_SHARE: Final = 0.85
 ROUNDS: Final = 15
 EACH: Final = 10
 RATIO_MAX: Final = 1.5
-"""Of the medians of a verb on the full host and on the empty one."""
+"""Of the medians of a verb on the full host and on the empty one; more only where the kernel's own calls have more."""
+_KERNEL_CALLS: Final = {"mount": "kernel: subvolume and commit", "snapshot": "kernel: snapshot"}
+"""What a verb waits for."""
 _BATCH: Final = 200
 _PAUSE_S: Final = 0.05
 
@@ -46,33 +54,33 @@ class Scale:
         """Fill, measure, and return the ratio of each verb; fails where one is over RATIO_MAX."""
         end_s = time.monotonic() + time_s * FILL_SHARE
         with ExitStack() as stack:
-            full, empty = (stack.enter_context(_host(self._base / name)) for name in ("full", "empty"))
+            hosts = {name: stack.enter_context(_host(self._base / name)) for name in ("full", "empty")}
+            full, empty = hosts["full"].daemon, hosts["empty"].daemon
             _make(empty, ["page"])  # a page of a list is as long there
             begun_s = time.monotonic()
             made, snapshots = _fill(full, volumes, end_s)
-            trees = len(os.listdir(self._base / "full" / "scratch" / "fs0" / "pool" / "trees"))
+            trees = len(os.listdir(hosts["full"].place / "pool" / "trees"))
             assert trees == made + snapshots, f"{trees} trees of {made} volumes and {snapshots} snapshots"
             say(
                 f"scale: {made} volumes and {snapshots} snapshots, {trees} trees, in {time.monotonic() - begun_s:.0f} s"
             )
-            ratios = self._measure(full, empty, say)
+            ratios = self._measure(hosts, say)
             begun_s = time.monotonic()
             full.restart()
             took_s, memory_mib = time.monotonic() - begun_s, count.rss_bytes(full.pid) >> 20
             say(f"scale: a restart took {took_s:.1f} s; memory after it {memory_mib} MiB")
             stalls = full.api("GET", "/v1/hosts/1h1").body
             say(f"scale: the longest stall of the event loop since then: {stalls['longestStallMs']} ms")
-        slow = {verb: ratio for verb, ratio in ratios.items() if ratio > RATIO_MAX}
-        assert not slow, f"over {RATIO_MAX} times an empty host: {slow}"
+        slow = {verb: ratio for verb, ratio in ratios.items() if ratio > _allowed(verb, ratios)}
+        assert not slow, f"over {RATIO_MAX} times an empty host, and more than the kernel alone: {slow}"
         return ratios
 
-    def _measure(self, full: Running, empty: Running, say: Callable[[str], None]) -> dict[str, float]:
+    def _measure(self, hosts: dict[str, "_Host"], say: Callable[[str], None]) -> dict[str, float]:
         times: dict[str, dict[str, list[float]]] = {}
         for number in range(ROUNDS):
-            hosts = [("full", full), ("empty", empty)]
-            self._random.shuffle(hosts)
-            for name, daemon in hosts:
-                for verb, took in _verbs(daemon, f"r{number}").items():
+            for name in self._random.sample(sorted(hosts), len(hosts)):
+                found = _verbs(hosts[name].daemon, f"r{number}") | _kernel_calls(hosts[name].place / "beside")
+                for verb, took in found.items():
                     times.setdefault(verb, {}).setdefault(name, []).extend(took)
         ratios = {}
         for verb, of in times.items():
@@ -82,8 +90,16 @@ class Scale:
         return ratios
 
 
+@dataclass(frozen=True, slots=True)
+class _Host:
+    """A daemon, and the file system of its pool."""
+
+    daemon: Running
+    place: Path
+
+
 @contextmanager
-def _host(base: Path) -> Iterator[Running]:
+def _host(base: Path) -> Iterator[_Host]:
     """Run a daemon with one btrfs pool in an image on the disk that holds `base`; nothing is left."""
     base.mkdir()
     scratch = Scratch(base / "scratch")
@@ -91,9 +107,36 @@ def _host(base: Path) -> Iterator[Running]:
         place = scratch.make("btrfs", size_bytes=IMAGE_BYTES)
         config = 'reserve = "0%"\n' + pools_config(btrfs=("btrfs", place / "pool"))
         with Running(base / "daemon", config=config) as daemon:
-            yield daemon
+            yield _Host(daemon, place)
     finally:
         scratch.close()
+
+
+def _allowed(verb: str, ratios: dict[str, float]) -> float:
+    """Return how many times as long a verb may take; of a call of the kernel's, any number of times."""
+    if verb in _KERNEL_CALLS.values():
+        return math.inf
+    return max(RATIO_MAX, ratios[_KERNEL_CALLS[verb]]) if verb in _KERNEL_CALLS else RATIO_MAX
+
+
+def _kernel_calls(place: Path) -> dict[str, list[float]]:
+    """Do without a daemon what verbs have the kernel do, in the file system of their pool; leaves nothing."""
+    took: dict[str, list[float]] = {call: [] for call in _KERNEL_CALLS.values()}
+    place.mkdir()
+    with btrfs.opened(place) as fd:
+        for number in range(EACH):
+            begun_s = time.perf_counter()
+            btrfs.create(fd, f"v{number}")
+            os.fsync(fd)
+            took[_KERNEL_CALLS["mount"]].append(time.perf_counter() - begun_s)
+            with btrfs.opened(place / f"v{number}") as source:
+                begun_s = time.perf_counter()
+                btrfs.snapshot(source, fd, f"s{number}", read_only=True)
+                took[_KERNEL_CALLS["snapshot"]].append(time.perf_counter() - begun_s)
+        for name in os.listdir(fd):
+            btrfs.destroy(fd, name)
+    place.rmdir()
+    return took
 
 
 def _fill(daemon: Running, volumes: int, end_s: float) -> tuple[int, int]:

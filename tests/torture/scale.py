@@ -133,7 +133,7 @@ def _kernel_calls(place: Path) -> dict[str, list[float]]:
                 begun_s = time.perf_counter()
                 btrfs.snapshot(source, fd, f"s{number}", read_only=True)
                 took[_KERNEL_CALLS["snapshot"]].append(time.perf_counter() - begun_s)
-        for name in os.listdir(fd):
+        for name in os.listdir(place):
             btrfs.destroy(fd, name)
     place.rmdir()
     return took

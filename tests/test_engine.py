@@ -4,6 +4,7 @@ import os
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -753,6 +754,72 @@ def test_a_clone_that_was_told_outlives_a_kill_and_a_start_on_a_full_disk(
     bench.upkeep()
     assert bench.volume("copy").state is VolumeState.INACTIVE
     assert bench.read("copy") == "content"
+
+
+def come_and_go(bench: Bench) -> None:
+    """Have the pool go away and be opened again, as under verbs that run."""
+    away = bench.pool_root.with_name("away")
+    bench.pool_root.rename(away)
+    assert bench.engine.pools.available() == []
+    away.rename(bench.pool_root)
+    recovery.open_pools(bench.engine)
+    assert len(bench.engine.pools.available()) == 1
+
+
+def test_a_verb_that_runs_while_its_pool_comes_back_ends_as_it_would_have(bench: Bench) -> None:
+    volume = bench.create("db")
+    bench.write("db", "old")
+    one = freeze(bench.engine, volume, "one")
+    bench.write("db", "present")
+    reverting = replace(bench.volume("db"), state=VolumeState.REVERTING)
+    going = snapshots.begin_displacing(bench.engine, reverting, TreeOptions(), source=one.tree, verb="revert")
+    come_and_go(bench)
+    bench.driver.clone(volume.tree, going.kept.tree, read_only=True)
+    bench.driver.clone(one.tree, going.key, read_only=False)
+    moved, kept = snapshots.end_displacing(bench.engine, going, size_bytes=None)
+    for _ in range(2):
+        bench.upkeep()
+        assert (bench.read_key(moved.tree), bench.read_key(kept.tree)) == ("old", "present")
+        bench.restart()
+
+
+def test_a_snapshot_that_is_made_while_its_pool_comes_back_is_there(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    volume = bench.create("db")
+    bench.write("db", "content")
+    clone = Memory.clone
+
+    def slow(driver: Memory, source: Key, target: Key, *, read_only: bool) -> None:
+        come_and_go(bench)
+        clone(driver, source, target, read_only=read_only)
+
+    monkeypatch.setattr(Memory, "clone", slow)
+    made = freeze(bench.engine, volume, "one")
+    assert bench.create("web", **{"from": "db@one"}).state is VolumeState.INACTIVE
+    for _ in range(2):
+        bench.upkeep()
+        assert (bench.read_key(made.tree), bench.read("web")) == ("content", "content")
+        bench.restart()
+
+
+def test_a_pool_that_comes_back_undoes_nothing_that_was_told_meanwhile(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    volume = bench.create("db")
+    bench.driver.remove(volume.tree)
+
+    def full(*_: object) -> None:
+        volumes.set_properties(bench.engine, bench.volume("db"), description="late")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Memory, "create", full)
+    come_and_go(bench)
+    assert bench.volume("db").description == "late"
+    come_and_go(bench)
+    monkeypatch.undo()
+    come_and_go(bench)
+    assert is_mounted(bench.mount("db"))
 
 
 def test_another_pool_in_the_place_is_refused(bench: Bench) -> None:

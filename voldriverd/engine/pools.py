@@ -58,6 +58,8 @@ class Pool:
     """What the kernel told of its file system and devices when it was asked last (`health`)."""
     counts: tuple[counters.Count, ...] = ()
     """The errors that its file system has counted; pools on one file system have the same."""
+    has_served: bool = False
+    """Whether this process had it open before: nothing in it is left of an earlier one, and verbs may still run."""
 
     @property
     def health(self) -> model.Health:
@@ -156,7 +158,7 @@ class Pools:
     def open_all(self, recover: Callable[[Pool, Driver], None]) -> None:
         """Open every configured pool that is not open, and let `recover` end in it what a crash left.
 
-        Only then can verbs reach it, so that none runs beside its recovery. A pool that fails stays
+        Only then can verbs reach it; those that began before it went away may still run. A pool that fails stays
         unavailable with the reason; no Error passes.
         """
         rows = {row.name: row for row in self._store.pools()}  # what opening a pool adds is of its own name
@@ -166,14 +168,16 @@ class Pools:
                 continue
             try:
                 pool, driver = self._open(spec, rows.get(spec.name))
-                if known is not None and known.row.id < 0:
-                    del self._pools[known.row.id]
+                if known is not None:
+                    pool.has_served = known.has_served
+                    if known.row.id < 0:
+                        del self._pools[known.row.id]
                 known = self._pools[pool.row.id] = pool
                 recover(pool, driver)
             except Error as err:
                 self._note_failure(spec, known, str(err))
             else:
-                pool.driver = driver
+                pool.driver, pool.has_served = driver, True
                 self.tell(pool)
 
     def choose(self, *, driver: str | None, name: str | None) -> Pool:

@@ -3,11 +3,15 @@
 Every unfinished verb is ended from the rows alone: begun volumes are made or dropped, the pointers
 that did not move stay, and the trees that nothing points to are removed. A tree on disk that no row
 knows is reported and never deleted: the database may be the older of the two.
+
+A pool that goes away and comes back under a process has had its recovery: what is unfinished in it belongs to verbs
+that this process runs. They end it themselves, in the way that they tell, and nothing of theirs is touched.
 """
 
 import functools
 import logging
 from dataclasses import replace
+from typing import Final
 
 from voldriverd import model
 from voldriverd.driver import Driver, Key
@@ -26,8 +30,11 @@ from voldriverd.engine import (
 from voldriverd.engine.context import Engine
 from voldriverd.errors import Error, NotFound
 from voldriverd.model import SnapshotState, VolumeState
+from voldriverd.store.write import Write
 
 _log = logging.getLogger(__name__)
+
+_RESTING: Final = {VolumeState.INACTIVE, VolumeState.REMOVED}
 
 
 def recover(engine: Engine) -> None:
@@ -60,9 +67,10 @@ def _recover_pool(engine: Engine, pool: pools.Pool, driver: Driver) -> None:
     with failures.told_as(f"cannot recover pool {pool.row.name}"):
         on_disk = driver.trees()
         for volume in engine.store.volumes():
-            if volume.pool_id == pool_id:
+            if volume.pool_id == pool_id and not (pool.has_served and volume.state not in _RESTING):
                 _end_verb(engine, driver, volume, on_disk)
-        _end_snapshots(engine, pool_id, on_disk)
+        if not pool.has_served:
+            _end_snapshots(engine, pool_id, on_disk)
         on_disk = driver.trees()
     known = engine.store.tree_keys(pool_id)
     pointed = engine.store.pointed_keys(pool_id)
@@ -71,7 +79,8 @@ def _recover_pool(engine: Engine, pool: pools.Pool, driver: Driver) -> None:
         _log.warning(
             "verb=recover pool=%s key=%s result=a tree that no row knows; it is left alone", pool.row.name, key
         )
-    trees.discard(engine, pool_id, *(known - pointed))
+    if not pool.has_served:
+        trees.discard(engine, pool_id, *(known - pointed))
 
 
 def _end_verb(engine: Engine, driver: Driver, volume: model.Volume, on_disk: set[Key]) -> None:
@@ -98,7 +107,7 @@ def _end_verb(engine: Engine, driver: Driver, volume: model.Volume, on_disk: set
         resting = replace(resting, message=mounts.MISSING)
         _log.error("verb=recover volume=%s key=%s result=%s", volume.name, volume.key, mounts.MISSING)
     if resting != volume:
-        engine.store.commit(lambda write: write.put_volume(resting), is_vital=True)
+        _put_volume(engine, volume, resting)
 
 
 def _end_clone(engine: Engine, driver: Driver, volume: model.Volume, on_disk: set[Key]) -> None:
@@ -165,6 +174,16 @@ def _end_snapshots(engine: Engine, pool_id: model.PoolId, on_disk: set[Key]) -> 
             _put(engine, replace(snapshot, state=SnapshotState.CREATED))
         else:
             _put(engine, replace(snapshot, state=SnapshotState.REMOVED, key=None, removed_at=engine.now()))
+
+
+def _put_volume(engine: Engine, before: model.Volume, after: model.Volume) -> None:
+    """Write a row, unless a verb that needs no pool has changed it meanwhile: the next time the pool opens will do."""
+
+    def change(write: Write) -> None:
+        if engine.store.volume(before.id) == before:
+            write.put_volume(after)
+
+    engine.store.commit(change, is_vital=True)
 
 
 def _put(engine: Engine, snapshot: model.Snapshot) -> None:

@@ -8,6 +8,7 @@ import socket
 import ssl
 import subprocess
 import sys
+import tarfile
 import time
 from base64 import b64encode
 from collections.abc import Iterator
@@ -590,6 +591,22 @@ def test_the_client_does_everything_over_https(encrypted: Running, tls_port: int
     assert (wrong_key.returncode, wrong_key.stdout) == (1, "")
     assert "there is no such API key, or its secret is another" in wrong_key.stderr
     assert key[1] not in wrong_key.stderr
+
+
+def test_an_archive_goes_over_https_and_is_refused_before_its_end(
+    encrypted: Running, tls_port: int, pair: tuple[Path, Path], tmp_path: Path
+) -> None:
+    key = make_key(encrypted)
+    keys = {"VOLDRIVER_SOCKET": "", "VOLDRIVER_ACCESS_KEY": key[0], "VOLDRIVER_SECRET_KEY": key[1]}
+    there = ("--url", f"https://localhost:{tls_port}", "--ca-cert", str(pair[0]))
+    (tmp_path / "content").write_bytes(bytes(8 << 20))
+    with tarfile.open(tmp_path / "archive", "w") as archive:
+        archive.add(tmp_path / "content", "content")
+    taken = encrypted.cli(*there, "import", "tar", str(tmp_path / "archive"), "far-archive", **keys)
+    assert (taken.returncode, taken.stdout, taken.stderr) == (0, "far-archive\n", "")
+    again = encrypted.cli(*there, "import", "tar", str(tmp_path / "archive"), "far-archive", **keys)
+    assert again.returncode == 1
+    assert again.stderr == "voldriver: cannot import volume far-archive: a volume of this name exists\n"
 
 
 # The start

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import functools
 import logging
 import time
 from collections.abc import Awaitable, Callable
@@ -55,12 +56,7 @@ class Worker:
     async def _repeat(self, pause_s: float, work: Callable[[], Awaitable[None]]) -> None:
         while True:
             begun_s = time.monotonic()
-            try:
-                await work()
-            except (Error, OSError) as err:
-                _log.warning("verb=upkeep result=%s", err)
-            except Exception:  # noqa: BLE001 - our own bug in one round must not end trash, reconciliation and catalogue for good
-                _log.exception("verb=upkeep result=internal error")
+            await _try(work)
             await asyncio.sleep(max(0.05, pause_s - (time.monotonic() - begun_s)))
 
     async def _save(self) -> None:
@@ -74,19 +70,40 @@ class Worker:
             await self._service.runner.in_thread(upkeep.collect, self._service.engine, is_long=True)
 
     async def _tidy(self) -> None:
+        """Do each of these whatever becomes of the others: on a full disk the database may fail, and trash must go."""
+        for work in (self._settle, self._expire, self._relieve, self._service.backups.look, self._keep_ballast):
+            await _try(work)
+        self._service.usages.forget_gone()
+
+    async def _settle(self) -> None:
+        await self._service.runner.in_thread(upkeep.tidy, self._service.engine, is_long=True)
+
+    async def _expire(self) -> None:
         service, engine = self._service, self._service.engine
-        await service.runner.in_thread(upkeep.tidy, engine, is_long=True)
         for volume in await service.runner.in_thread(upkeep.expired_volumes, engine):
             await service.expire(volume.id)
         for snapshot in await service.runner.in_thread(upkeep.expired_snapshots, engine):
             await service.expire_snapshot(snapshot)
-        for pool in await service.runner.in_thread(upkeep.short_pools, engine):
-            await service.relieve(pool.row.id)
-        await service.backups.look()
-        await service.runner.in_thread(engine.store.keep_ballast)
-        service.usages.forget_gone()
+
+    async def _relieve(self) -> None:
+        service = self._service
+        for pool in await service.runner.in_thread(upkeep.short_pools, service.engine):
+            await _try(functools.partial(service.relieve, pool.row.id))
+
+    async def _keep_ballast(self) -> None:
+        await self._service.runner.in_thread(self._service.store.keep_ballast)
 
     async def _reconcile(self) -> None:
         await self._service.open_pools()
         await self._service.reconcile()
         await self._service.backups.resume()
+
+
+async def _try(work: Callable[[], Awaitable[None]]) -> None:
+    """Do something; what fails is logged, and its turn comes again."""
+    try:
+        await work()
+    except (Error, OSError) as err:
+        _log.warning("verb=upkeep result=%s", err)
+    except Exception:  # noqa: BLE001 - our own bug in one round must not end trash, reconciliation and catalogue for good
+        _log.exception("verb=upkeep result=internal error")

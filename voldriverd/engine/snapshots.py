@@ -76,7 +76,8 @@ def remove(engine: Engine, volume: model.Volume, snapshot: model.Snapshot) -> mo
     if snapshot.state is not SnapshotState.CREATED:
         raise NotFound(f"{what}: it is {snapshot.state.value}")
     backups.ensure_none_reads(engine, snapshot, what)
-    users = engine.pools.driver(volume.pool_id).users(snapshot.tree)
+    with failures.told_as(what):
+        users = engine.pools.driver(volume.pool_id).users(snapshot.tree)
     if users:
         raise use.in_use(what, users)
     gone = replace(snapshot, state=SnapshotState.REMOVED, key=None, removed_at=engine.now())

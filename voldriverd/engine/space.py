@@ -27,7 +27,8 @@ class Shortage(Unusable):
 
 def ensure_reserve(engine: Engine, pool: pools.Pool, what: str) -> None:
     """Refuse a verb that takes space while less than the reserve is free. Raises Shortage with the figures."""
-    total, free = fs.capacity(pool.row.path)
+    with failures.told_as(what):
+        total, free = fs.capacity(pool.row.path)
     if free >= total * engine.limits.reserve:
         return
     raise Shortage(

@@ -28,7 +28,8 @@ def ensure_unused(engine: Engine, volume: model.Volume, what: str) -> None:
     reconciliation; a holder of the last STARTING_S counts, for its container may be starting.
     """
     driver = engine.pools.driver(volume.pool_id)
-    users = _lasting_users(engine, driver, volume.tree)
+    with failures.told_as(what):
+        users = _lasting_users(engine, driver, volume.tree)
     if users:
         raise in_use(what, users)
     held = [mount for mount in engine.store.mounts(volume.id) if _is_starting(engine, mount)]
@@ -56,8 +57,9 @@ def ensure_cloneable(engine: Engine, volume: model.Volume, what: str) -> None:
     pool = engine.pools.get(volume.pool_id)
     driver = engine.pools.driver(volume.pool_id)
     is_allowed = pool.spec is not None and pool.spec.allow_live_copy
-    if Capability.INSTANT in driver.capabilities or is_allowed or not is_used(engine, volume):
-        return
+    with failures.told_as(what):
+        if Capability.INSTANT in driver.capabilities or is_allowed or not is_used(engine, volume):
+            return
     raise Unsupported(
         f"{what}: it is mounted, and driver {pool.row.driver} in pool {pool.row.name} cannot copy a volume in use "
         f"as one instant; unmount it, or set allow_live_copy = true in [pools.{pool.row.name}]"

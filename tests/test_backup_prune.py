@@ -3,9 +3,11 @@
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
-from datetime import UTC, datetime, timedelta
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from datetime import datetime, timedelta
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
@@ -16,9 +18,11 @@ from voldriverd import errors
 from voldriverd.backup import pruning, transfer, writing
 from voldriverd.backup.faults import Damaged, Fault
 from voldriverd.backup.manifest import Manifest
+from voldriverd.backup.objects import Entry
 from voldriverd.backup.pruning import Pruned
 from voldriverd.backup.repository import GRACE_S, Repository
 from voldriverd.backup.retries import Retries
+from voldriverd.backup.writing import Writing
 from voldriverd.driver import PART_MAX
 
 OLD_S = GRACE_S + 3600
@@ -68,16 +72,30 @@ def repository(site: Site) -> Iterator[Repository]:
         yield repository
 
 
-def prune(repository: Repository, *, later_s: float = OLD_S) -> Pruned:
-    return repository.prune(
-        grace_s=GRACE_S, now=datetime.now(UTC) + timedelta(seconds=later_s), progress=backups.ignore
-    )
+def prune(
+    repository: Repository, *, later_s: float = OLD_S, progress: Callable[[int], None] = backups.ignore
+) -> Pruned:
+    with target_clock_at(later_s):
+        return repository.prune(progress=progress)
 
 
 def prune_of(repository: Repository, volume_uuid: str, *, later_s: float) -> None:
     """Prune one volume."""
-    now = datetime.now(UTC) + timedelta(seconds=later_s)
-    repository._pruning(volume_uuid, GRACE_S, now).prune(backups.ignore)
+    with target_clock_at(later_s):
+        repository._pruning(volume_uuid, GRACE_S).prune(backups.ignore)
+
+
+@contextmanager
+def target_clock_at(later_s: float) -> Iterator[None]:
+    """Let whoever prunes see the clock of the target so much later."""
+    time_of = pruning._time_of
+
+    def later(marks: Iterable[Entry], name: str) -> datetime | None:
+        found = time_of(marks, name)
+        return found and found + timedelta(seconds=later_s)
+
+    with mock.patch.object(pruning, "_time_of", later):
+        yield
 
 
 def age(site: Site, part: str = "/", seconds: float = OLD_S) -> None:
@@ -101,7 +119,7 @@ def test_what_no_backup_names_goes_when_it_is_old(site: Site, repository: Reposi
     assert prune(repository, later_s=0) == Pruned()
     assert prune(repository, later_s=GRACE_S - 60) == Pruned()
     seen: list[int] = []
-    done = repository.prune(grace_s=GRACE_S, now=datetime.now(UTC) + timedelta(seconds=OLD_S), progress=seen.append)
+    done = prune(repository, progress=seen.append)
     left = site.names("/chunks/")
     assert (done.chunks, done.stored_bytes) == (len(stored) - len(left), sum(stored.values()) - kept.stored_bytes)
     assert sum(seen) == done.stored_bytes
@@ -119,11 +137,11 @@ def test_what_a_hidden_backup_names_stays(repository: Repository) -> None:
 
 def test_a_grace_period_that_writers_do_not_know_is_refused(repository: Repository) -> None:
     with pytest.raises(errors.Invalid, match="shorter than 86400 s"):
-        repository.prune(grace_s=GRACE_S - 1, now=datetime.now(UTC), progress=backups.ignore)
+        repository.prune(grace_s=GRACE_S - 1, progress=backups.ignore)
 
 
 def test_many_unnamed_chunks_go_in_batches(repository: Repository, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pruning, "_BATCH", 3)
+    monkeypatch.setattr(type(repository._store), "deletes_at_once", 3)
     monkeypatch.setattr(pruning, "ROUND_S", 0.02)
     begun = backups.draft()
     folder = repository._folder(begun.volume.uuid)
@@ -381,7 +399,11 @@ def test_a_writer_that_is_at_work_from_any_step_of_prune_on_has_a_whole_backup(
     _at_every_step(prune_and)
 
 
-def test_a_child_written_at_any_step_of_a_removal_is_whole_or_refused(near: Site) -> None:
+def test_a_child_written_at_any_step_of_a_removal_is_whole_or_refused(
+    near: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Retries, "pause", _would_wait)
+
     def remove_and(step: int) -> tuple[Repository, bool]:
         repository = near.open()
         other = near.open()
@@ -389,10 +411,8 @@ def test_a_child_written_at_any_step_of_a_removal_is_whole_or_refused(near: Site
         made: list[Manifest] = []
 
         def write() -> None:
-            try:
+            with suppress(Damaged, _Waits):
                 made.append(backups.write(other, backups.stream(b"2", is_incremental=True), after=parent))
-            except Damaged:
-                return
 
         store = Meddled(repository._store, step, write)
         _put_in(repository, store)
@@ -426,6 +446,83 @@ def test_a_parent_removed_at_any_step_of_a_writer_stays_for_its_child(near: Site
         return repository, store.has_happened
 
     _at_every_step(write_and)
+
+
+def test_a_child_whose_parent_is_removed_at_any_step_of_another_removal_is_whole(
+    near: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Retries, "pause", _would_wait)
+
+    def remove_and(step: int) -> tuple[Repository, bool]:
+        with near.open() as other:
+            repository = near.open()
+            old = backups.write(repository, backups.stream(b"0"))
+            parent = repository.write(backups.draft(after=old), backups.stream(b"1"), progress=backups.ignore)
+            made: list[Manifest] = []
+
+            def write_and_remove() -> None:
+                with suppress(_Waits):
+                    made.append(backups.write(other, backups.stream(b"2", is_incremental=True), after=parent))
+                    other.remove(parent)
+
+            store = Meddled(repository._store, step, write_and_remove)
+            _put_in(repository, store)
+            repository.remove(old)
+            assert [each.uuid for child in made for each in other.chain(child)][:1] == [parent.uuid] * len(made), step
+            return repository, store.has_happened
+
+    _at_every_step(remove_and)
+
+
+@pytest.mark.parametrize("refresh_s", [0.0, writing.REFRESH_S])
+def test_who_was_taken_for_dead_at_any_step_makes_no_backup_or_a_whole_one(
+    near: Site, monkeypatch: pytest.MonkeyPatch, refresh_s: float
+) -> None:
+    """The writer's host stood still for days, or the clock of the target was set: its mark and chunks look old."""
+    content = [backups.data(PART_MAX, seed) for seed in range(2)]
+    monkeypatch.setattr(transfer, "WINDOW", 1)
+    monkeypatch.setattr(writing, "REFRESH_S", refresh_s)
+    marked = Writing._marked
+
+    def write_and(step: int) -> tuple[Repository, bool]:
+        with near.open() as other:
+            repository = near.open()
+            begun = backups.draft()
+
+            def stand_still() -> None:
+                age(near)
+                monkeypatch.setattr(Writing, "_marked", lambda self: marked(self) + timedelta(seconds=OLD_S))
+                prune_of(other, begun.volume.uuid, later_s=0)
+
+            monkeypatch.setattr(Writing, "_marked", marked)
+            store = Meddled(repository._store, step, stand_still)
+            _put_in(repository, store)
+            with suppress(Fault):
+                repository.write(begun, backups.stream(iter(content)), progress=backups.ignore)
+            assert all(isinstance(each, Manifest) and is_whole(other, each) for each in other.manifests()), step
+            return repository, store.has_happened
+
+    _at_every_step(write_and)
+
+
+def test_prune_goes_on_for_no_longer_than_its_mark_counts(near: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A target may be slow to delete, and a host may sleep: then another mark is made."""
+    with near.open() as repository:
+        folder = repository._folder(backups.draft().volume.uuid)
+        for number in range(3):
+            folder.put_chunk(folder.sealer.name(bytes([number])), bytes([number]))
+        clock = iter(range(0, 1_000_000, int(pruning.ROUND_S) - 1))
+        monkeypatch.setattr(time, "clock_gettime", lambda _: next(clock))
+        deletes: list[str] = []
+        delete = folder.store.delete
+
+        def noted(names: Sequence[str]) -> None:
+            deletes.extend(name.split("/")[2] for name in names)
+            delete(names)
+
+        monkeypatch.setattr(folder.store, "delete", noted)
+        assert prune(repository).chunks == 3
+        assert deletes == ["chunks", "pruning"] * 3
 
 
 CONTENT = [b"a little"]

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -786,16 +787,20 @@ def test_a_row_that_came_while_the_target_was_read_is_not_made_twice(
     assert [row.id for row in bench.store.backups_in(target.id)] == [made.id]
 
 
-def test_prune_deletes_what_nobody_names_when_it_is_old(bench: Bench, target: model.Target) -> None:
+def test_prune_deletes_what_nobody_names_when_it_is_old_by_the_clock_of_the_target(
+    bench: Bench, target: model.Target, place: Path
+) -> None:
     first = make(bench, target, "x" * 1000)
     kept = make(bench, target, "y")
     backups.drop_base(bench.engine, kept)
     whole = make(bench, target, "z")
     remove(bench, kept)
     remove(bench, first)
-    assert keeping.prune(bench.engine, target.id, Job("prune")).chunks == 0
     bench.now = lambda: datetime.now(UTC) + timedelta(days=3)
     bench.restart()
+    assert keeping.prune(bench.engine, target.id, Job("prune")).chunks == 0
+    for path in place.rglob("chunks/*/*"):
+        os.utime(path, (0, 0))
     job = Job("prune")
     pruned = keeping.prune(bench.engine, target.id, job)
     assert pruned.chunks > 0

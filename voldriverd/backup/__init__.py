@@ -50,12 +50,14 @@ value is an array of rows; the rows of all lines with the same field, in their o
 *Writing* begins with the mark in `writing`, which is made anew every ten minutes. Then, as long as a mark in
 `pruning` is younger than 15 minutes (by the clock of the target, as the writer's own mark tells it), the writer waits.
 It may rely on a chunk that is there and that a manifest names, or that is younger than half of the shortest grace
-period, which is a day. It does not build on a backup that is removed. The mark is deleted after the manifest is
-written; one that is older than the grace period is of the dead.
+period, which is a day. It does not build on a backup that is removed. After the manifest is written the writer looks
+for its mark: if that has gone, it deletes the manifest again and has failed; else it deletes the mark. One that is
+older than the grace period is of the dead.
 
 *Removal* writes the manifest again with `removed` set: nobody lists it or builds on it any more. It is deleted when
-no manifest names it as `parent` and nobody writes here. *Prune* deletes the chunks that no manifest names and that
-are older than the grace period: after making a mark in `pruning`, if there is no mark in `writing` then that is
-younger than the grace period, and no manifest that has not been looked at; a mark is used for one minute, and stays
-if deleting failed. A volume with a manifest that cannot be read is left as it is, since that may name anything.
+no manifest names it as `parent`. *Prune* deletes the chunks that no manifest names and that are older than the grace
+period. Both delete only after making a mark in `pruning` (what is how old is counted from the time of that, by the
+clock of the target) and deleting the marks of the dead, if there is then no other mark in `writing` and no manifest
+that has not been looked at; a mark is used for one minute, and stays if deleting failed. A volume with a manifest that
+cannot be read is left as it is, since that may name anything.
 """

@@ -25,8 +25,6 @@ if TYPE_CHECKING:  # they exist for type checkers only
     from obstore import ObjectMeta
     from obstore.store import S3Credential
 
-DELETED_AT_ONCE: Final = 500
-"""S3 takes a thousand names in one request."""
 _LISTED_AT_ONCE: Final = 1000
 _DEFAULT_REGION: Final = "us-east-1"
 
@@ -55,6 +53,9 @@ _PASSING: Final = {408, 409, 425, 429}
 
 class BucketStore:
     """A Store in a bucket, below a prefix."""
+
+    deletes_at_once = 500
+    """S3 takes a thousand names in one request."""
 
     def __init__(self, place: Place, where: objects.Bucket, limits: Limits, retries: Retries) -> None:
         """Connect to nothing yet. Raises Fault (the AWS environment cannot be used)."""
@@ -119,8 +120,8 @@ class BucketStore:
 
     def delete(self, names: Sequence[str]) -> None:
         """Delete objects, many in one request."""
-        for start in range(0, len(names), DELETED_AT_ONCE):
-            paths = [self._prefix + name for name in names[start : start + DELETED_AT_ONCE]]
+        for start in range(0, len(names), self.deletes_at_once):
+            paths = [self._prefix + name for name in names[start : start + self.deletes_at_once]]
             self._call("delete", names[start], functools.partial(obstore.delete, self._store, paths))
 
     def settle(self) -> None:

@@ -56,6 +56,8 @@ _PASSING: Final = {
 class DirectoryStore:
     """A Store in a directory, which exists."""
 
+    deletes_at_once = 1
+
     def __init__(self, place: Place, where: objects.Directory, retries: Retries) -> None:
         """Touch nothing yet."""
         self._place = place

@@ -74,6 +74,9 @@ class Entry:
 class Store(Protocol):
     """Objects under names with slashes. Every method blocks, may be called from any thread, and raises Fault."""
 
+    deletes_at_once: int
+    """How many names `delete` asks for at once: with more its time grows with them."""
+
     def get(self, name: str, *, most: int) -> bytes:
         """Return an object. Raises Missing, Unreadable (also if it has more than `most` bytes)."""
         ...

@@ -5,7 +5,6 @@ import threading
 import uuid
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, contextmanager
-from datetime import UTC, datetime
 from typing import Final, Self
 
 from voldriverd import errors
@@ -161,19 +160,20 @@ class Repository:
 
     def remove(self, manifest: Manifest) -> None:
         """Remove a backup; repeatable. Others that build on it stay whole, and it is hidden until they are gone."""
-        self._pruning(manifest.volume.uuid, GRACE_S, datetime.now(UTC)).remove(manifest)
+        self._pruning(manifest.volume.uuid, GRACE_S).remove(manifest)
 
-    def prune(self, *, now: datetime, progress: Progress, grace_s: float = GRACE_S) -> Pruned:
+    def prune(self, *, progress: Progress, grace_s: float = GRACE_S) -> Pruned:
         """Delete the chunks that no backup names and that are older than the grace period. Raises Invalid (too short).
 
-        A volume that somebody writes to is left for the next time. `progress` gets the bytes deleted.
+        All by the clock of the target. A volume that somebody writes to is left for the next time. `progress` gets the
+        bytes deleted.
         """
         if grace_s < GRACE_S:
             message = f"cannot prune: a grace period of {grace_s:g} s is shorter than {GRACE_S:g} s"
             raise errors.Invalid(message, field="grace")
         done = Pruned()
         for volume_uuid in list(volumes.folders(self._store)):
-            more = self._pruning(volume_uuid, grace_s, now).prune(progress)
+            more = self._pruning(volume_uuid, grace_s).prune(progress)
             done = Pruned(done.chunks + more.chunks, done.stored_bytes + more.stored_bytes, done.skipped + more.skipped)
         return done
 
@@ -201,8 +201,8 @@ class Repository:
     def _reading(self, manifest: Manifest) -> Reading:
         return Reading(self._folder(manifest.volume.uuid), self._transfer, manifest)
 
-    def _pruning(self, volume_uuid: str, grace_s: float, now: datetime) -> Pruning:
-        return Pruning(self._folder(volume_uuid), self._transfer, grace_s=grace_s, now=now)
+    def _pruning(self, volume_uuid: str, grace_s: float) -> Pruning:
+        return Pruning(self._folder(volume_uuid), self._transfer, grace_s=grace_s)
 
 
 def connect(place: Place, limits: Limits, cancelled: threading.Event) -> Store:

@@ -55,6 +55,9 @@ class Writing:
         self._stream = stream
         self._mark = folder.mark_path(draft.uuid)
         self._marked_at = 0.0
+        """By our own clock."""
+        self._made_at: datetime | None = None
+        """The mark, by the clock of the target."""
         self._known: set[bytes] = set()
         self._lock = threading.Lock()
         self._stored_bytes = 0
@@ -66,7 +69,7 @@ class Writing:
         if not is_first:
             store.put(self._mark, b"")
         self._marked_at = time.clock_gettime(time.CLOCK_BOOTTIME)
-        now = self._marked()
+        now = self._note_mark()
         done = self._done()
         if done is None:
             self._wait_for_pruning(now)
@@ -80,8 +83,20 @@ class Writing:
             self._keep_mark()
             self._folder.put_manifest(done)
             store.settle()
+            self._ensure_marked(done)
         store.delete([self._mark])
         return done
+
+    def _note_mark(self) -> datetime:
+        """Return when the mark was made just now. Raises Fault if the one before was so old by the target's clock.
+
+        Ours may have stood still with a virtual machine, or that of the target was set.
+        """
+        made_at = self._marked()
+        if self._made_at is not None and (made_at - self._made_at).total_seconds() > GRACE_S / 2:
+            raise self._slept()
+        self._made_at = made_at
+        return made_at
 
     def _marked(self) -> datetime:
         """Return when the mark was made, by the clock of the target."""
@@ -186,11 +201,25 @@ class Writing:
         """Make the mark anew when it is due. Raises Fault if it is so old that others may have taken it for dead."""
         now = time.clock_gettime(time.CLOCK_BOOTTIME)  # it counts while the host sleeps
         if now - self._marked_at > GRACE_S / 2:
-            cause = "nothing could be written for half a day, and what was sent may be gone"
-            raise Fault(f"cannot write backup {self._draft.uuid}: {cause}", kind=Kind.FAILING)
+            raise self._slept()
         if now - self._marked_at > REFRESH_S:
             self._folder.store.put(self._mark, b"")
             self._marked_at = now
+            self._note_mark()
+
+    def _ensure_marked(self, done: Manifest) -> None:
+        """Take the manifest back if our mark went before it was there: who prunes did not know of it (see `pruning`).
+
+        Raises Fault.
+        """
+        if all(entry.name != self._draft.uuid for entry in self._folder.marks()):
+            self._folder.store.delete([self._folder.manifest_path(done.uuid)])
+            self._folder.store.settle()
+            raise self._slept()
+
+    def _slept(self) -> Fault:
+        cause = "nothing could be written for half a day, and what was sent may be gone"
+        return Fault(f"cannot write backup {self._draft.uuid}: {cause}", kind=Kind.FAILING)
 
 
 def _digest(name: str) -> bytes:

@@ -147,7 +147,7 @@ def prune(engine: Engine, target_id: model.TargetId, work: Work) -> "Pruned":
     target = targets.row(engine, target_id)
     what = f"cannot prune target {target.name}"
     with _ended_by(work, what), targets.opened(engine, target_id, cancelled=work.cancelled) as repository:
-        return repository.prune(now=engine.now(), progress=_counter(work))
+        return repository.prune(progress=_counter(work))
 
 
 def _ensure_no_base(engine: Engine, backup: model.Backup, what: str) -> None:

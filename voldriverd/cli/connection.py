@@ -3,12 +3,9 @@
 Errors of the API are resources of type `error`; each becomes one of our kinds by its code.
 """
 
-import functools
 import http.client
-import io
 import json
 import os
-import select
 import socket
 import ssl
 from collections.abc import Iterable, Iterator, Mapping
@@ -18,6 +15,7 @@ from pathlib import Path
 from typing import Any, Final
 from urllib.parse import quote, urlencode, urlsplit
 
+from voldriverd.cli import sending
 from voldriverd.errors import Error, Exists, InUse, Invalid, NotFound, Unusable
 
 Resource = dict[str, Any]
@@ -157,8 +155,8 @@ class Connection:
             self._http.endheaders()
             begun = b""
             with suppress(BrokenPipeError, ConnectionResetError):  # it has answered before the end, and says why
-                begun = _send_pieces(self._http, pieces, is_chunked=size_bytes is None)
-            response = _answer(self._http, begun)
+                begun = sending.send(self._http, pieces, is_chunked=size_bytes is None)
+            response = sending.answer(self._http, begun)
         try:
             return self._parse(response)
         finally:
@@ -238,79 +236,6 @@ class Streamed:
             yield from lines
         if begun:
             yield begun
-
-
-def _send_pieces(connection: http.client.HTTPConnection, pieces: Iterable[bytes], *, is_chunked: bool) -> bytes:
-    """Send a body, up to its end or to the answer that comes before; return what was read of that to see it."""
-    for piece in pieces:
-        begun = _begun_answer(connection.sock)
-        if begun is not None:
-            return begun
-        connection.send(b"%x\r\n%b\r\n" % (len(piece), piece) if is_chunked else piece)
-    if is_chunked:
-        connection.send(b"0\r\n\r\n")
-    return b""
-
-
-def _begun_answer(connection: socket.socket) -> bytes | None:
-    """Return None if no answer comes yet, else what had to be read of it to know that: nothing, or its first byte.
-
-    Under TLS 1.3 (RFC 8446, 4.6) the session tickets that follow the handshake make the socket readable too, and only
-    who reads learns that there is nothing behind them.
-    """
-    if not select.select([connection], [], [], 0)[0]:
-        return None
-    if not isinstance(connection, ssl.SSLSocket):
-        return b""
-    timeout_s = connection.gettimeout()
-    connection.setblocking(False)
-    try:
-        return connection.recv(1)
-    except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
-        return None
-    finally:
-        connection.settimeout(timeout_s)
-
-
-def _answer(connection: http.client.HTTPConnection, begun: bytes) -> http.client.HTTPResponse:
-    """Wait for an answer, the beginning of which may have been read."""
-    if begun:
-        connection.response_class = functools.partial(_Begun, begun)  # type: ignore[assignment] # it is called alone
-    try:
-        return connection.getresponse()
-    finally:
-        connection.response_class = http.client.HTTPResponse
-
-
-class _Begun(http.client.HTTPResponse):
-    """An answer whose beginning was read before."""
-
-    def __init__(self, begun: bytes, sock: socket.socket, *, method: str | None = None) -> None:
-        super().__init__(sock, method=method)
-        self.fp = io.BufferedReader(_Behind(begun, self.fp))
-
-
-class _Behind(io.RawIOBase):
-    """Some bytes, and what follows them."""
-
-    def __init__(self, begun: bytes, rest: io.BufferedReader) -> None:
-        self._begun = begun
-        self._rest = rest
-
-    def readable(self) -> bool:
-        """Tell that it can be read."""
-        return True
-
-    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override] # BufferedReader gives no other
-        """Fill the beginning of a buffer."""
-        piece, self._begun = self._begun or self._rest.read1(len(buffer)), b""
-        buffer[: len(piece)] = piece
-        return len(piece)
-
-    def close(self) -> None:
-        """Close what follows."""
-        self._rest.close()
-        super().close()
 
 
 class _Unix(http.client.HTTPConnection):

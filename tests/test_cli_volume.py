@@ -381,6 +381,14 @@ def test_set_changes_what_is_given_and_merges_labels(voldriver: Voldriver) -> No
     assert voldriver.json("volume", "set", "db", "--description", "")["description"] is None
 
 
+def test_set_keeps_labels_without_a_value_that_are_not_named(voldriver: Voldriver) -> None:
+    voldriver.out("volume", "create", "db", "-o", "label.mark=", "-o", "label.a=1")
+    voldriver.out("volume", "set", "db", "--label", "b=2")
+    assert voldriver.json("volume", "inspect", "db")["labels"] == {"mark": "", "a": "1", "b": "2"}
+    voldriver.out("volume", "set", "db", "--label", "mark=")
+    assert voldriver.json("volume", "inspect", "db")["labels"] == {"a": "1", "b": "2"}
+
+
 @pytest.mark.parametrize("options", [[], ["--label", "x"], ["--protected=yes"]])
 def test_set_used_wrongly_is_status_2(voldriver: Voldriver, options: list[str]) -> None:
     assert voldriver("volume", "set", "db", *options).exit_code == 2

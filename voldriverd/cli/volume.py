@@ -178,7 +178,8 @@ def set_(
     fields: dict[str, Any] = {"description": description, "protected": protected}
     fields = {key: value for key, value in fields.items() if value is not None}
     if labels:
-        fields["labels"] = {key: value for key, value in {**volume["labels"], **labels}.items() if value}
+        kept = {key: value for key, value in volume["labels"].items() if key not in labels}
+        fields["labels"] = kept | {key: value for key, value in labels.items() if value}
     session.one(session.connection.put(resource_path("volumes", volume["id"]), fields), lambda _: None)
 
 

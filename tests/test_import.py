@@ -131,6 +131,19 @@ def test_what_gnu_tar_made_becomes_a_volume_equal_to_it(daemon: Running, filled:
     removed(daemon, name)
 
 
+def test_what_is_given_without_a_value_beside_an_archive_is_not_dropped(
+    daemon: Running, name: str, tmp_path: Path
+) -> None:
+    archive = gnu_tar(tmp_path)
+    for field in ("driverOpts.size", "driver"):
+        answer = upload(daemon, archive, name, **{field: ""})
+        assert (answer.status, answer.body["fieldName"]) == (422, field.removeprefix("driverOpts.")), answer
+        assert f"cannot use {answer.body['fieldName']} ''" in answer.body["message"]
+    answer = upload(daemon, archive, name, **{"labels.mark": "", "driverOpts.label.old": ""})
+    assert (answer.status, answer.body["labels"]) == (201, {"mark": "", "old": ""})
+    removed(daemon, name)
+
+
 def as_gnu_tar_has_it(facts: dict[bytes, Facts]) -> dict[bytes, Facts]:
     """Leave out which names are one fifo or device: GNU tar 1.34 makes a file of each."""
     return {

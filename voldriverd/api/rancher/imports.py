@@ -65,7 +65,8 @@ async def create(service: Service, request: web.BaseRequest) -> Made:
 
 
 async def _archive(service: Service, request: web.BaseRequest) -> Made:
-    given = body.decode(request.query_string.encode(errors="surrogateescape"), "application/x-www-form-urlencoded")
+    query = request.query_string.encode(errors="surrogateescape")
+    given = body.decode(query, "application/x-www-form-urlencoded", keeps_blank=True)  # `size=` is no form left blank
     wanted = await creations.request_of(service, _with_driver(service, given))
     is_plain = "Content-Encoding" not in request.headers
     content_bytes = request.content_length if is_plain else None

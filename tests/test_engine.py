@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from tests.backing import freeze
-from tests.engines import Bench
+from tests.engines import Bench, bench_on
 from tests.memory import Memory
+from tests.scratch import unmount_under
 from voldriverd import model, store
 from voldriverd.driver import Capability, Key, TreeOptions
 from voldriverd.engine import (
@@ -489,6 +490,26 @@ def test_an_old_holder_whose_tree_is_mounted_elsewhere_is_kept(bench: Bench) -> 
     at(bench, days=1)
     assert [each.holder for each in bench.store.all_mounts()] == ["holder"]
     mount.unmount(elsewhere)
+
+
+def test_a_root_behind_a_symbolic_link_is_looked_for_where_the_mount_table_has_it(memory_root: Path) -> None:
+    (memory_root / "real").mkdir()
+    (memory_root / "link").symlink_to("real")
+    with bench_on(memory_root / "link") as bench:
+        try:
+            at(bench, seconds=0)
+            path = bench.mount(bench.create("db").name)
+            assert mounts.attached_keys(bench.engine) == {bench.volume("db").tree}
+            elsewhere = memory_root / "elsewhere"
+            elsewhere.mkdir()
+            mount.bind(path, elsewhere, read_only=False)
+            at(bench, days=1)
+            mount.unmount(elsewhere)
+            assert [each.holder for each in bench.store.all_mounts()] == ["holder"]
+            at(bench, days=2)
+            assert not is_mounted(path)
+        finally:
+            unmount_under(memory_root / "real")
 
 
 def test_an_old_holder_whose_tree_only_propagation_has_copied_is_forgotten(bench: Bench) -> None:

@@ -1,5 +1,6 @@
 """What every verb is given: the store, the pools, the clock and the limits of the configuration."""
 
+import os
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -60,6 +61,10 @@ class Engine:
     """None: there are no pools but the configured ones."""
     archive: Archiver | None = None
     """None: nothing is imported from directories, unless it can be adopted."""
+
+    def __post_init__(self) -> None:
+        """Have the root as the mount table has it, whatever links lead there."""
+        object.__setattr__(self, "root", Path(os.path.realpath(self.root)))
 
     @property
     def mounts(self) -> Path:

@@ -48,7 +48,7 @@ class _Hold:
         self._entry = self._entries.setdefault(self._name, _Entry())
         self._entry.users += 1
         try:
-            if self._entry.lock.locked():
+            if self._entry.users > 1:  # one has it, or is about to: a lock that is free may be promised to who waits
                 await self._wait()
             else:
                 await self._entry.lock.acquire()

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.running import Running
+from tests.running import SMALL, Running
 from voldriverd.kernel import mount
 
 pytestmark = pytest.mark.root
@@ -33,6 +33,34 @@ def test_a_restart_after_a_kill_finds_volumes_and_mounts(tmp_path: Path) -> None
 def test_a_daemon_that_cannot_serve_fails_with_its_log(tmp_path: Path) -> None:
     with pytest.raises(AssertionError, match="key 'sise'"), Running(tmp_path, config='sise = "1"'):
         pass
+
+
+def test_a_daemon_whose_sockets_are_served_by_another_makes_no_image(tmp_path: Path) -> None:
+    with Running(tmp_path / "one") as first:
+        second = Running(tmp_path / "two", config=f'{SMALL}[api]\nsocket = "{first.api_socket}"')
+        with pytest.raises(AssertionError, match=f"cannot listen on {first.api_socket}: another daemon does"), second:
+            pass
+        assert os.listdir(second.root) == ["lock"]
+        assert first.api("GET", "/v1").status == 200
+
+
+@pytest.mark.parametrize("is_there", [False, True])
+def test_a_release_where_no_daemon_has_served_makes_nothing(tmp_path: Path, is_there: bool) -> None:  # noqa: FBT001 - a column
+    absent = Running(tmp_path)
+    if is_there:
+        absent.root.mkdir()
+    assert absent.release() == ""
+    assert sorted(absent.root.glob("*")) == ([absent.root / "lock"] if is_there else [])
+
+
+def test_a_release_after_the_loss_of_the_database_unmounts_the_image(tmp_path: Path) -> None:
+    with Running(tmp_path) as daemon:
+        daemon.stop()
+        for path in daemon.root.glob("voldriver.db*"):
+            path.unlink()
+        assert mount.at(daemon.root / "embedded") is not None
+        assert daemon.release() == ""
+        assert mount.at(daemon.root / "embedded") is None
 
 
 def test_nothing_is_left_of_mounted_volumes(tmp_path: Path) -> None:

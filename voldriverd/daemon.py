@@ -61,6 +61,9 @@ def serve(config: configuration.Config) -> None:
     certificate = tls.context(config.tls_cert, config.tls_key) if config.tls_cert and config.tls_key else None
     with ExitStack() as stack:
         stack.enter_context(_lock(config.root))
+        for name, path in (("api", config.api_socket), ("plugin", config.docker_socket)):
+            if not manager.holds(name):
+                sockets.ensure_free(path)  # before an image is made that nobody wanted
         manager.tell("STATUS=Opening the pools")
         engine = build(config)
         stack.callback(engine.store.close)
@@ -120,10 +123,14 @@ def make_scratch(wanted: StreamFormat, directory: Path, what: str) -> Iterator[D
 def release(config: configuration.Config) -> list[str]:
     """Unmount what nobody uses, the embedded image last; return what had to stay mounted, and why.
 
-    The daemon must not be running. Raises InUse if it is.
+    Where no daemon has ever served nothing is made. The daemon must not be running. Raises InUse if it is.
     """
-    stayed = []
+    stayed: list[str] = []
+    if not config.root.exists():
+        return stayed
     with _lock(config.root), ExitStack() as stack:
+        if not (config.root / store.FILE_NAME).exists():  # with it, an image and pools would be made
+            return [] if config.pools else list(_release_image(config.root))
         engine = build(config)
         stack.callback(engine.store.close)
         recovery.recover(engine)

@@ -30,8 +30,7 @@ def bind(path: Path, *, group: str) -> socket.socket:
     Raises InUse: somebody answers at that path. A dead socket is replaced; anything else there is an OSError.
     """
     path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-    if _is_alive(path):
-        raise InUse(f"cannot listen on {path}: another daemon does")
+    ensure_free(path)
     if path.is_socket():
         path.unlink()
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -48,6 +47,12 @@ def bind(path: Path, *, group: str) -> socket.socket:
     listener.listen(BACKLOG)
     listener.setblocking(False)
     return listener
+
+
+def ensure_free(path: Path) -> None:
+    """Raise InUse if somebody answers at a path."""
+    if _is_alive(path):
+        raise InUse(f"cannot listen on {path}: another daemon does")
 
 
 def check(listener: socket.socket, name: str, path: Path | None) -> None:

@@ -47,6 +47,10 @@ class Supervisor:
         except ValueError as err:
             raise Unusable(f"cannot understand the service manager: {err}") from err
 
+    def holds(self, name: str) -> bool:
+        """Tell whether it holds a socket under a name that nobody has taken yet."""
+        return name in self._held
+
     def take(self, name: str) -> socket.socket | None:
         """Return the socket that it holds under a name; its file is not ours to remove. None: it holds none."""
         return self._held.pop(name, None)

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,7 +20,7 @@ from voldriverd.backup.faults import Cancelled, Fault, Kind
 from voldriverd.backup.objects import Limits, Missing, Place, Store, Unreadable
 from voldriverd.backup.repository import Repository
 from voldriverd.driver import PART_MAX
-from voldriverd.kernel import fs, run
+from voldriverd.kernel import fs, mount, run
 from voldriverd.model import Secret
 
 SHORT = Limits(connect_s=1, request_s=1, give_up_s=0.3)
@@ -284,7 +285,7 @@ def test_where_directories_cannot_be_synced_the_file_system_is(tmp_path: Path, m
         raise OSError(22, "invalid argument")
 
     monkeypatch.setattr(directory.fs, "sync_directory", refuse)  # type: ignore[attr-defined]
-    monkeypatch.setattr(directory.fs, "sync_file_system", synced.append)  # type: ignore[attr-defined]
+    monkeypatch.setattr(directory.fs, "sync_file_system", lambda path: synced.append(path.resolve()))  # type: ignore[attr-defined]
     with closing(connect(Place(f"file://{tmp_path}"))) as store:
         store.put("a/b", b"1")
         store.settle()
@@ -404,3 +405,49 @@ def test_a_reader_that_leaves_early_leaves_nothing_running(site: Site) -> None:
         with opened.read(done, progress=backups.ignore) as found:
             next(found.parts)
         assert opened._transfer._pool._work_queue.empty()
+
+
+def test_a_disk_that_is_taken_away_in_the_middle_gets_the_rest_too(tmp_path: Path) -> None:
+    """As after `umount --lazy`: the directory that was under it is seen at its path from then on."""
+    place = tmp_path / "target"
+    place.mkdir()
+
+    def pieces() -> Iterator[bytes]:
+        yield backups.data(PART_MAX, 1)
+        place.rename(tmp_path / "away")
+        place.mkdir()
+        yield backups.data(PART_MAX, 2)
+
+    with Repository.open(Place(f"file://{place}"), None) as opened:
+        done = backups.write(opened, backups.stream(pieces()))
+        assert list(opened.manifests()) == [done]
+        assert opened.prune(progress=backups.ignore).skipped == ()
+        assert opened.manifest(done.volume.uuid, done.uuid) == done
+    assert list(place.iterdir()) == []
+    with Repository.open(Place(f"file://{tmp_path / 'away'}"), None) as opened:
+        assert opened.verify(done, sample=1, progress=backups.ignore) == []
+
+
+@pytest.mark.root
+def test_a_disk_is_busy_as_long_as_a_repository_on_it_is_open(scratch: Scratch) -> None:
+    place = scratch.make("tmpfs", size_bytes=MIB)
+    with Repository.open(Place(f"file://{place}"), None), pytest.raises(OSError, match="busy"):
+        mount.unmount(place)
+
+
+def test_a_disk_that_is_taken_away_after_it_was_recognised_is_the_one_that_is_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = tmp_path / "target"
+    place.mkdir()
+    master = repository._master
+
+    def take_away(*arguments: Any) -> bytes | None:
+        place.rename(tmp_path / "away")
+        place.mkdir()
+        return master(*arguments)
+
+    monkeypatch.setattr(repository, "_master", take_away)
+    with Repository.open(Place(f"file://{place}"), None) as opened:
+        backups.write(opened, backups.stream(b"1"))
+    assert list(place.iterdir()) == []

@@ -60,6 +60,7 @@ class BucketStore:
     def __init__(self, place: Place, where: objects.Bucket, limits: Limits, retries: Retries) -> None:
         """Connect to nothing yet. Raises Fault (the AWS environment cannot be used)."""
         self._place = place
+        self._where = where
         self._limits = limits
         self._retries = retries
         self._prefix = f"{where.prefix}/" if where.prefix else ""
@@ -126,6 +127,10 @@ class BucketStore:
 
     def settle(self) -> None:
         """Do nothing: what a service has answered is durable."""
+
+    def again(self, limits: Limits, retries: Retries) -> "BucketStore":
+        """Connect anew."""
+        return BucketStore(self._place, self._where, limits, retries)
 
     def close(self) -> None:
         """Close the connections."""

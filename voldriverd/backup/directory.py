@@ -2,6 +2,9 @@
 
 A file is written under a name of its own beside its place, made durable, and renamed. What a crash left of that is
 listed as `.<name>.<16 hex digits>.part`. Links are followed nowhere below the directory.
+
+From its first use on a store holds the directory open and goes by that, never by its path again: a disk that is
+unmounted in the middle (lazily, for else it is busy) gets the rest too, and not the directory that was under it.
 """
 
 import errno
@@ -63,6 +66,8 @@ class DirectoryStore:
         self._place = place
         self._root = Path(where.path)
         self._retries = retries
+        self._root_fd: int | None = None
+        """None: it was not there yet."""
         self._lock = threading.Lock()
         self._unsettled: set[str] = set()
         """The folders in which names came, went or were listed."""
@@ -107,7 +112,7 @@ class DirectoryStore:
     def list(self, folder: str) -> Iterator[Entry]:
         """Yield what is in a folder; what vanishes meanwhile is left out."""
         if not folder:
-            self._call("list", folder, lambda: os.listdir(self._root))  # a root that is not there is no empty one
+            self._call("list", folder, lambda: os.listdir(self._held()))  # a root that is not there is no empty one
         return self._walk(folder.rstrip("/"))
 
     def folders(self, folder: str) -> Iterator[str]:
@@ -130,8 +135,26 @@ class DirectoryStore:
         with self._lock:
             self._unsettled.difference_update(folders)
 
+    def again(self, limits: objects.Limits, retries: Retries) -> "DirectoryStore":  # noqa: ARG002 - for buckets
+        """Hold the same directory, wherever its path leads by now."""
+        other = DirectoryStore(self._place, objects.Directory(str(self._root)), retries)
+        with self._lock:
+            other._root_fd = None if self._root_fd is None else os.dup(self._root_fd)
+        return other
+
     def close(self) -> None:
-        """Nothing is held."""
+        """Let go of the directory."""
+        with self._lock:
+            if self._root_fd is not None:
+                os.close(self._root_fd)
+            self._root_fd = None
+
+    def _held(self) -> Path:
+        """Return a path to the directory that is held; whatever is mounted or moved, it leads there. Raises OSError."""
+        with self._lock:
+            if self._root_fd is None:
+                self._root_fd = os.open(self._root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+            return Path(f"/proc/self/fd/{self._root_fd}")
 
     def _settle(self, folder: str) -> None:
         try:
@@ -140,7 +163,7 @@ class DirectoryStore:
         except OSError as err:
             if err.errno != errno.EINVAL:
                 raise
-            fs.sync_file_system(self._root)  # what has no fsync of a directory, as CIFS
+            fs.sync_file_system(self._held())  # what has no fsync of a directory, as CIFS
 
     def _note(self, folder: str) -> None:
         with self._lock:
@@ -155,8 +178,7 @@ class DirectoryStore:
         try:
             self._write_beside(name, content, move)
         except FileNotFoundError:
-            self._root.stat()  # nobody makes the root: it may be a disk that is not mounted
-            self._make_folders(name)
+            self._make_folders(name)  # but not the root: it may be a disk that is not mounted
             self._write_beside(name, content, move)
 
     def _write_beside(self, name: str, content: bytes, move: Callable[[Path, Path], object]) -> None:
@@ -183,7 +205,7 @@ class DirectoryStore:
 
         Raises OSError (ELOOP: a link; EXDEV: something is mounted there).
         """
-        root = os.open(self._root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        root = os.open(self._held(), os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             inside = str(Path(name).parent)
             fd = tree.open_at(root, inside, os.O_RDONLY | os.O_DIRECTORY)

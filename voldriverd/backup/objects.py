@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 
 from voldriverd import errors
 from voldriverd.backup.faults import Fault, Kind
+from voldriverd.backup.retries import Retries
 from voldriverd.model import Secret
 
 _BUCKET: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{1,254}")
@@ -106,6 +107,10 @@ class Store(Protocol):
 
     def settle(self) -> None:
         """Return when what was put, and what was listed, survives power loss."""
+        ...
+
+    def again(self, limits: Limits, retries: Retries) -> "Store":
+        """Return another store of the very same place, with other patience; it is closed by itself."""
         ...
 
     def close(self) -> None:

@@ -66,9 +66,9 @@ class Repository:
         event = threading.Event() if cancelled is None else cancelled
         with closing(connect(place, objects.OPENING, event)) as store:
             header = _header(store, place, passphrase)
-        master = _master(header, place, passphrase, keys or Keys())
-        retries = Retries(objects.WORKING.give_up_s, event)
-        return cls(connect(place, objects.WORKING, event), retries, header, master)
+            master = _master(header, place, passphrase, keys or Keys())
+            retries = Retries(objects.WORKING.give_up_s, event)
+            return cls(store.again(objects.WORKING, retries), retries, header, master)
 
     def __enter__(self) -> Self:
         """Return itself."""

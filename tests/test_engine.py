@@ -528,6 +528,23 @@ def test_an_old_holder_whose_tree_only_propagation_has_copied_is_forgotten(bench
     mount.unmount(copies)
 
 
+def test_where_nobody_can_be_looked_at_nothing_is_forgotten_and_nothing_removed(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    at(bench, seconds=0)
+    bench.create("db")
+    bench.mount("db")
+
+    def refuse(**_: str) -> Iterator[tuple[int, mount.Entry]]:
+        raise PermissionError(errno.EACCES, "the mounts of process 1 cannot be seen without CAP_SYS_PTRACE")
+
+    monkeypatch.setattr(mount, "everywhere", refuse)
+    at(bench, days=1)
+    assert [each.holder for each in bench.store.all_mounts()] == ["holder"]
+    with pytest.raises(Unusable, match="cannot remove volume db: the mounts of process 1 cannot be seen without"):
+        trash.remove(bench.engine, bench.volume("db"))
+
+
 def test_the_hosts_own_mount_is_kept_although_nobody_shows(bench: Bench) -> None:
     at(bench, seconds=0)
     bench.create("db")

@@ -152,6 +152,15 @@ def test_a_mount_in_the_namespace_of_a_single_thread_is_seen(tmp_path: Path) -> 
         assert [found for found, entry in mount.everywhere() if entry.mount_point == str(tmp_path)] == [pid]
 
 
+def test_a_process_whose_mounts_cannot_be_seen_is_not_taken_for_one_without_any() -> None:
+    look = "from voldriverd.kernel import mount; [*mount.everywhere()]"
+    lacking = ["setpriv", "--bounding-set=-sys_ptrace", "--inh-caps=-sys_ptrace"]
+    with subprocess.Popen(["sleep", "60"]) as other:
+        done = subprocess.run([*lacking, sys.executable, "-c", look], capture_output=True, text=True, check=False)
+        other.kill()
+    assert "cannot be seen without CAP_SYS_PTRACE" in done.stderr
+
+
 def test_a_chrooted_process_does_not_hide_the_mounts_of_its_namespace(tmp_path: Path) -> None:
     """What a process sees in its mount table ends at its root directory."""
     _mount_new(tmp_path / "outside")

@@ -43,7 +43,10 @@ def recover(engine: Engine) -> None:
     open_pools(engine)
     forget_other_boots(engine)
     inspection.sweep(engine)
-    mounts.reconcile(engine, engine.store.volumes(), mounts.used_keys(engine))
+    try:
+        mounts.reconcile(engine, engine.store.volumes(), mounts.used_keys(engine))
+    except OSError as err:  # who uses what cannot be seen: nothing is forgotten then, and everything is served
+        _log.warning("verb=reconcile result=%s", err)
     links.rebuild(engine)
 
 

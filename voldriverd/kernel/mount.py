@@ -17,6 +17,9 @@ MS_NOATIME: Final = 1024
 MS_BIND: Final = 4096
 """linux/mount.h"""
 
+CAP_SYS_PTRACE: Final = 19
+"""linux/capability.h"""
+
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.mount.argtypes = (ctypes.c_char_p, ctypes.c_char_p, ctypes.c_char_p, ctypes.c_ulong, ctypes.c_char_p)
 _libc.umount2.argtypes = (ctypes.c_char_p, ctypes.c_int)
@@ -143,7 +146,9 @@ def everywhere(*, device: str = "", inside: str = "") -> Iterator[tuple[int, Ent
 
     The pid is one process of that namespace; a single thread may have one of its own. Mounts outside the root
     directory of all processes of their namespace are not seen, nor a namespace that only a bind mount or a
-    descriptor keeps alive. What ends meanwhile is passed over.
+    descriptor keeps alive. What ends meanwhile is passed over, and so is who cannot be looked at even with
+    CAP_SYS_PTRACE, such as a first process from outside of our container. Raises PermissionError: without it hardly
+    anybody can, and nothing is known to be unused.
     """
     views: set[tuple[str, str]] = set()
     seen: set[int] = set()
@@ -153,6 +158,11 @@ def everywhere(*, device: str = "", inside: str = "") -> Iterator[tuple[int, Ent
             if view in views:
                 continue
             entries = table(task, device=device, inside=inside)
+        except PermissionError as err:
+            if _may_look():
+                continue
+            message = f"the mounts of process {pid} cannot be seen without CAP_SYS_PTRACE"
+            raise PermissionError(err.errno, message) from err
         except OSError:  # it ended between the listing and the look: it holds nothing any more
             continue
         views.add(view)
@@ -160,6 +170,13 @@ def everywhere(*, device: str = "", inside: str = "") -> Iterator[tuple[int, Ent
             if entry.mount_id not in seen:
                 yield pid, entry
         seen.update(entry.mount_id for entry in entries)
+
+
+def _may_look() -> bool:
+    """Tell whether this process has the capability to look at all others (proc_pid_ns(5))."""
+    status = Path("/proc/self/status").read_text(errors="replace")
+    effective = next(line.split()[1] for line in status.splitlines() if line.startswith("CapEff:"))
+    return bool(int(effective, 16) >> CAP_SYS_PTRACE & 1)
 
 
 def _tasks() -> Iterator[tuple[int, int]]:

@@ -72,6 +72,13 @@ def test_directories_may_be_relative_to_where_one_stands(
     assert (calls[0][1].root, calls[0][1].run_dir) == (tmp_path / "state", tmp_path / "run")
 
 
+@pytest.mark.parametrize("option", ["--config", "--root", "--run-dir"])
+def test_an_empty_place_is_not_where_one_stands(calls: list[tuple[str, Config]], option: str) -> None:
+    result = called(option, "")
+    assert (result.exit_code, calls) == (2, [])
+    assert f"Invalid value for '{option}': it is empty" in result.stderr
+
+
 def test_release_of_everything_says_nothing(calls: list[tuple[str, Config]]) -> None:
     result = called("--release")
     assert (result.exit_code, result.output) == (0, "")

@@ -218,6 +218,11 @@ def test_over_tcp_options_of_the_host_are_wrong_usage(option: str) -> None:
     assert result.exit_code == 2
 
 
+def test_an_empty_place_is_wrong_usage() -> None:
+    result = CliRunner().invoke(client.main, ["doctor", "kernel", "--root", ""])
+    assert (result.exit_code, "it is empty" in result.stderr) == (2, True)
+
+
 def test_over_tcp_a_daemon_that_cannot_be_reached_is_an_error() -> None:
     with pretending([], []) as url:
         pass

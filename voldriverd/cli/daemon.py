@@ -15,6 +15,7 @@ import click
 
 import voldriverd
 from voldriverd import config, journal, logs
+from voldriverd.cli.paths import absolute
 from voldriverd.errors import Error, InUse, Unusable
 from voldriverd.kernel import image, run
 
@@ -26,16 +27,15 @@ _SBIN: Final = "/usr/local/sbin:/usr/sbin:/sbin"
 _LEVELS: Final = ("debug", "info", "warning", "error")
 
 
-def _absolute(_context: click.Context, _option: click.Parameter, path: str | None) -> Path | None:
-    return None if path is None else Path(os.path.abspath(path))
-
-
 @click.group(invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
-@click.option("--config", "file", metavar="FILE", callback=_absolute, help=f"Instead of {config.DEFAULT_FILE}.")
+@click.option("--config", "file", metavar="FILE", callback=absolute, help=f"Instead of {config.DEFAULT_FILE}.")
 @click.option(
-    "--root", metavar="DIR", callback=_absolute, help=f"State, images and mounts, instead of {config.DEFAULT_ROOT}."
+    "--root",
+    metavar="DIR",
+    callback=absolute,
+    help=f"State, images and mounts, instead of {config.DEFAULT_ROOT}.",
 )
-@click.option("--run-dir", metavar="DIR", callback=_absolute, help=f"Sockets, instead of {config.DEFAULT_RUN_DIR}.")
+@click.option("--run-dir", metavar="DIR", callback=absolute, help=f"Sockets, instead of {config.DEFAULT_RUN_DIR}.")
 @click.option("--check", is_flag=True, help="Print the configuration with every default, and end.")
 @click.option("--release", is_flag=True, help="Unmount what nobody uses, and end; for when the daemon is stopped.")
 @click.option(

@@ -15,7 +15,7 @@ import click
 
 from voldriverd import config as configuration
 from voldriverd import doctor
-from voldriverd.cli import show
+from voldriverd.cli import paths, show
 from voldriverd.cli.connection import DEFAULT_SOCKET, Connection, Place, Resource, resource_path
 from voldriverd.cli.session import Session
 from voldriverd.doctor import mend, scope
@@ -31,10 +31,6 @@ _COUNTED: Final = {Level.BAD: "bad", Level.WARNING: "warnings", Level.NOTE: "not
 _STYLES: Final = {Level.OK: "green", Level.WARNING: "yellow", Level.BAD: "red"}
 
 
-def _absolute(_context: click.Context, _option: click.Parameter, path: str | None) -> Path | None:
-    return None if path is None else Path(os.path.abspath(path))
-
-
 @click.command("doctor")
 @click.argument("checks", metavar="[CHECK]...", nargs=-1, type=click.Choice([check.name for check in doctor.CHECKS]))
 @click.option("--fix", is_flag=True, help="Do what is safe about what is found; never touches a volume's data.")
@@ -42,11 +38,11 @@ def _absolute(_context: click.Context, _option: click.Parameter, path: str | Non
     "--config",
     "file",
     metavar="FILE",
-    callback=_absolute,
+    callback=paths.absolute,
     help=f"The daemon's, instead of {configuration.DEFAULT_FILE}.",
 )
-@click.option("--root", metavar="DIR", callback=_absolute, help="As voldriverd has it.")
-@click.option("--run-dir", metavar="DIR", callback=_absolute, help="As voldriverd has it.")
+@click.option("--root", metavar="DIR", callback=paths.absolute, help="As voldriverd has it.")
+@click.option("--run-dir", metavar="DIR", callback=paths.absolute, help="As voldriverd has it.")
 @click.pass_obj
 def group(
     session: Session,

@@ -267,7 +267,8 @@ def test_plain_http_allows_an_address_that_is_not_loopback() -> None:
             "pools.a.allow_live_copy",
             ["'maybe'", "yes and no"],
         ),
-        ('[pools.a]\ndriver = "loop"\npath = "/a"\ndefault_size = 0', "pools.a.default_size", ["'0'", "more than 0"]),
+        ('[pools.a]\ndriver = "loop"\npath = "/a"\ndefault_size = 10', "pools.a.default_size", ["'10'", "least 16M"]),
+        ('[docker]\nsocket = "/run/docker/plugins/fast"', "docker.socket", ["plugins/fast'", "end in .sock"]),
         (
             'default_driver = "btrfs"\n[pools.a]\ndriver = "loop"\npath = "/a"',
             "default_driver",
@@ -287,6 +288,7 @@ def test_plain_http_allows_an_address_that_is_not_loopback() -> None:
             ["'http://x'", "s3://bucket/prefix, file:///directory or nfs://"],
         ),
         ('[targets.a]\nurl = "s3://key:secret@bucket"', "targets.a.url", ["s3://bucket/prefix"]),
+        ('[targets.a]\nurl = "s3://Bucket/a"', "targets.a.url", ["'s3://Bucket/a'", "3 to 63 lower case letters"]),
         ('[targets.a]\nurl = "file://a"', "targets.a.url", ["absolute"]),
         ('[targets.a]\nurl = "file:///a"\nregion = "x"', "targets.a.region", ["s3 targets", "file:///a"]),
         (

@@ -35,6 +35,8 @@ EMBEDDED_MIN_BYTES: Final = 256 << 20
 PORT_MAX: Final = 65_535
 LOCALHOST: Final = "localhost"
 LOOP_SIZE_BYTES: Final = 10 << 30
+LOOP_SIZE_MIN_BYTES: Final = 16 << 20
+"""Of the smallest volume, with ext4: a smaller default would refuse every volume that gives no size."""
 
 _ADDRESS: Final = re.compile(r"(?:\[(?P<six>[0-9a-fA-F:.]{2,45})\]|(?P<four>[a-z0-9.]{1,15})):(?P<port>[0-9]{1,5})")
 _ADDRESS_RULE: Final = "an address is an IP address or localhost and a port, as in 127.0.0.1:9580 or [::1]:9580"
@@ -42,7 +44,7 @@ _ADDRESS_RULE: Final = "an address is an IP address or localhost and a port, as 
 _interval: Final = toml.within(names.duration, RECONCILE_MIN_S, RECONCILE_MAX_S, "it is 1s to 1d")
 _reserve: Final = toml.within(names.percent, 0.0, RESERVE_MAX, "it is 0% to 50%")
 _embedded_size: Final = toml.within(names.size, EMBEDDED_MIN_BYTES, names.SIZE_MAX_BYTES, "it is at least 256M")
-_loop_size: Final = toml.within(names.size, 1, names.SIZE_MAX_BYTES, "it is more than 0")
+_loop_size: Final = toml.within(names.size, LOOP_SIZE_MIN_BYTES, names.SIZE_MAX_BYTES, "it is at least 16M")
 
 
 @dataclass(frozen=True, slots=True)
@@ -326,6 +328,8 @@ def _check_places(config: Config) -> None:
     for field, path in (("docker.socket", config.docker_socket), ("api.socket", config.api_socket)):
         if len(str(path).encode()) > SOCKET_PATH_MAX:
             names.refuse(field, str(path), f"a socket's path has at most {SOCKET_PATH_MAX} bytes")
+    if config.docker_socket.parent == PLUGIN_SOCKET.parent and config.docker_socket.suffix != PLUGIN_SOCKET.suffix:
+        names.refuse("docker.socket", str(config.docker_socket), "docker looks there for names that end in .sock")
     if _real(config.docker_socket) == _real(config.api_socket):
         names.refuse("api.socket", str(config.api_socket), "it is docker.socket too")
 

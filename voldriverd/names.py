@@ -60,6 +60,11 @@ _S3_URL: Final = re.compile(
 _NFS_SERVER: Final = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9.-]{0,251}[A-Za-z0-9])?|\[[0-9A-Fa-f:.]{2,45}\]")
 _NFS: Final = "nfs://"
 _URL_RULE: Final = "a target is s3://bucket/prefix, file:///directory or nfs://server/share"
+_S3: Final = "s3://"
+_S3_RULE: Final = (
+    "a bucket is 3 to 63 lower case letters, digits, dots and hyphens, and a prefix up to 512 letters, digits, / and "
+    "!_.*'()-, without empty parts, . and .., as in s3://bucket/prefix"
+)
 _ENDPOINT: Final = re.compile(r"https?://[A-Za-z0-9.:\[\]-]{1,255}/?")
 _REGION: Final = re.compile(r"[a-z0-9-]{1,64}")
 _MOUNT_OPTIONS: Final = re.compile(r"(?=.{1,1024}\Z)[A-Za-z0-9_.:/=+@-]+(?:,[A-Za-z0-9_.:/=+@-]+)*")
@@ -271,7 +276,7 @@ def target_url(text: str, *, field: str = "url") -> str:
         server, slash, share = text.removeprefix(_NFS).partition("/")
         return nfs_url(server, slash + share, field=field)
     if _S3_URL.fullmatch(text) is None:
-        refuse(field, text, _URL_RULE)
+        refuse(field, text, _S3_RULE if text.startswith(_S3) else _URL_RULE)
     return text.rstrip("/")
 
 

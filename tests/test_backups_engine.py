@@ -194,6 +194,18 @@ def test_a_base_of_which_something_is_lost_makes_a_whole_one_that_says_so(
     assert (second.state, second.parent_uuid, read(bench, second)) == (BackupState.CREATED, None, "two")
 
 
+def test_a_chain_of_which_a_link_is_lost_here_and_there_makes_a_whole_one_that_says_so(
+    bench: Bench, target: model.Target, place: Path
+) -> None:
+    first, _ = make(bench, target, "one"), make(bench, target, "two")
+    bench.store.commit(lambda write: write.delete_backup(first))
+    (manifest,) = (path for path in objects(place, "backups") if path.name == first.uuid)
+    manifest.unlink()
+    third = make(bench, target, "three")
+    assert third.message == "whole: backup 1b2, which it would have built on, is damaged: it is missing"
+    assert (third.parent_uuid, read(bench, third)) == (None, "three")
+
+
 # Begin.
 
 
@@ -636,6 +648,32 @@ def test_a_flipped_bit_is_found_and_takes_the_proof_back(
     assert checked.message is not None
     assert checked.message.startswith("damaged: ")
     assert damaged.name in checked.message
+
+
+def test_after_damage_was_found_the_next_backup_is_whole_and_mends_what_it_shares(
+    bench: Bench, target: model.Target, place: Path
+) -> None:
+    first, second = make(bench, target, "one"), make(bench, target, "two")
+    for path in objects(place, "chunks"):
+        path.write_bytes(b"x" * 100)
+    assert verify(bench, second).message is not None
+    third = make(bench, target, "three")
+    assert third.message == "whole, and everything was sent again: backup 1b2 is damaged"
+    assert (third.parent_uuid, read(bench, third)) == (None, "three")
+    fourth = make(bench, target, "four")
+    assert (fourth.parent_uuid, fourth.message, read(bench, fourth)) == (third.uuid, None, "four")
+    assert verify(bench, first).message is not None
+
+
+def test_chunks_that_are_damaged_are_sent_again(bench: Bench, target: model.Target, place: Path) -> None:
+    snapshot = freeze(bench.engine, bench.volume("db"))
+    first = run(bench, begin(bench.engine, snapshot, target))
+    for path in objects(place, "chunks"):
+        path.write_bytes(b"x" * 100)
+    damaged = verify(bench, first)
+    again = run(bench, begin(bench.engine, snapshot, target))
+    assert (again.id, again.parent_uuid, read(bench, again)) == (model.BackupId(2), None, "one")
+    assert (damaged.message is None, verify(bench, first).message, read(bench, first)) == (False, None, "one")
 
 
 def test_a_sample_proves_nothing(bench: Bench, target: model.Target) -> None:

@@ -16,7 +16,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from voldriverd import jobs, model, verbs
-from voldriverd.engine import backups, keeping, snapshots, supplies, targets
+from voldriverd.engine import backups, chains, keeping, snapshots, supplies, targets
 from voldriverd.engine.context import Engine
 from voldriverd.errors import Error, InUse, NotFound, Unusable
 from voldriverd.locks import Locks
@@ -435,7 +435,7 @@ class Backups:
 
 def _judge(backup: model.Backup) -> str:
     """Return what a verification has come to."""
-    return "damaged" if backup.message is not None and keeping.is_damage(backup.message) else verbs.OK
+    return "damaged" if chains.is_damage(backup.message) else verbs.OK
 
 
 def _shown(target_id: model.TargetId) -> str:

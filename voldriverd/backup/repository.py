@@ -112,15 +112,16 @@ class Repository:
             links.append(parent)
         return links[::-1]
 
-    def write(self, draft: Manifest, stream: Stream, *, progress: Progress) -> Manifest:
+    def write(self, draft: Manifest, stream: Stream, *, progress: Progress, is_afresh: bool = False) -> Manifest:
         """Send a stream and return the manifest with its body, which is in the target then, for good.
 
         A stream that is no increment makes a whole backup, whatever parent the draft has; depth is filled in. What a
         call for the same draft that broke off has sent is not sent again, and if it was that call's answer that was
-        lost, the manifest is returned at once. Raises Damaged (the parent is gone), and what the stream raises.
+        lost, the manifest is returned at once. `is_afresh`: every chunk is sent, and takes the place of the one that is
+        there, which may be damaged. Raises Damaged (the parent is gone), and what the stream raises.
         """
         folder = self._folder(draft.volume.uuid)
-        return writing.Writing(folder, self._transfer, self._retries, draft, stream).run(progress)
+        return writing.Writing(folder, self._transfer, self._retries, draft, stream).run(progress, is_afresh=is_afresh)
 
     def abandon(self, draft: Manifest) -> None:
         """Let `prune` have what broken off calls of `write` sent for a draft; repeatable."""

@@ -62,8 +62,8 @@ class Writing:
         self._lock = threading.Lock()
         self._stored_bytes = 0
 
-    def run(self, progress: Callable[[int], None]) -> Manifest:
-        """Write it; what is there already of the same backup is taken up."""
+    def run(self, progress: Callable[[int], None], *, is_afresh: bool) -> Manifest:
+        """Write it; what is there already of the same backup is taken up, or all sent again."""
         store = self._folder.store
         is_first = store.create(self._mark, b"")
         if not is_first:
@@ -74,7 +74,9 @@ class Writing:
         if done is None:
             self._wait_for_pruning(now)
             draft = self._after_parent()
-            if not (is_first and self._stream.is_incremental):  # nobody else has sent what only changed now
+            if not (
+                is_afresh or (is_first and self._stream.is_incremental)
+            ):  # nobody else has sent what only changed now
                 self._look_for_chunks(now)
             done = replace(draft, body=self._send(progress))
             store.settle()

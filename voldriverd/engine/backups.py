@@ -58,6 +58,8 @@ class _Sent:
 def begin(engine: Engine, snapshot: model.Snapshot, target: model.Target, wish: Wish) -> model.Backup:
     """Commit that a snapshot is being backed up; one that is or was in this target already is returned instead.
 
+    Not one that is known to be damaged.
+
     Raises NotFound (it is gone, or in the trash), InUse (it is not ready), Unusable; then nothing has changed. Of the
     pool's reserve nothing is asked: a clone takes no space, and who copies nothing asks for none.
     """
@@ -70,7 +72,8 @@ def begin(engine: Engine, snapshot: model.Snapshot, target: model.Target, wish: 
     if snapshot.state is not SnapshotState.CREATED:
         raise NotFound(f"{what}: it is {snapshot.state.value}")
     for present in engine.store.backups_of_snapshot(snapshot.id):
-        if present.target_id == target.id and present.state in {BackupState.CREATING, BackupState.CREATED}:
+        is_made = present.state is BackupState.CREATED and not chains.is_damage(present.message)
+        if present.target_id == target.id and (is_made or present.state is BackupState.CREATING):
             return present
     driver = engine.pools.driver(volume.pool_id)
     backup = _new_row(engine, volume, snapshot, target, wish, has_tree=Capability.COW in driver.capabilities)
@@ -227,7 +230,7 @@ def _send(engine: Engine, backup: model.Backup, repository: "Repository", work: 
         draft = _draft(engine, backup, options, base)
         with driver.send(source, base.key, is_thorough=base.is_thorough) as stream:
             counted.begin(stream.expected_bytes)
-            return _Sent(repository.write(draft, stream, progress=counted.advance), base.note)
+            return _Sent(repository.write(draft, stream, progress=counted.advance, is_afresh=base.is_afresh), base.note)
 
     base = chains.find(engine, driver, backup, repository)
     with watch.watched(counted):

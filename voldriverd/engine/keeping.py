@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 from voldriverd import model
 from voldriverd.backup.faults import Cancelled, Damage, Damaged
 from voldriverd.backup.manifest import Manifest
-from voldriverd.engine import failures, targets
+from voldriverd.engine import chains, failures, targets
 from voldriverd.engine.context import Engine
 from voldriverd.engine.supplies import Work
 from voldriverd.errors import Error, InUse, NotFound
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
 DAMAGES_SHOWN: Final = 5
 """How much of the damage a backup's message names; each is a line, and a lost disk has thousands."""
-_DAMAGED: Final = "damaged: "
 GONE: Final = "it is not in its target any more"
 _BATCH: Final = 500
 """Rows in one commit of a scan: others' commits wait for it, for some 20 ms."""
@@ -35,11 +34,6 @@ class Found:
     gone: list[model.Backup]
     damaged: list[Damage]
     """Manifests that nobody can read; what they are of cannot be told."""
-
-
-def is_damage(message: str) -> bool:
-    """Tell whether a backup's message says that it is damaged, and not only what it could not hold."""
-    return message.startswith(_DAMAGED)
 
 
 def begin_remove(engine: Engine, backup_id: model.BackupId) -> model.Backup:
@@ -244,7 +238,7 @@ def _removed(engine: Engine, backup: model.Backup, message: str | None) -> model
 def _damage_message(damages: list[Damage]) -> str:
     more = len(damages) - DAMAGES_SHOWN
     shown = "; ".join(str(damage) for damage in damages[:DAMAGES_SHOWN])
-    return f"{_DAMAGED}{shown}" + (f"; and {more} more" if more > 0 else "")
+    return f"{chains.DAMAGED}{shown}" + (f"; and {more} more" if more > 0 else "")
 
 
 def _counter(work: Work) -> Callable[[int], None]:

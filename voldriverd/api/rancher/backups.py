@@ -14,7 +14,7 @@ from voldriverd.api.rancher.body import Body
 from voldriverd.api.rancher.filters import Wish
 from voldriverd.api.rancher.kind import ACCOUNT, Kind, Made, Stream, number, transition
 from voldriverd.api.rancher.problems import Problem
-from voldriverd.engine import keeping
+from voldriverd.engine import chains
 from voldriverd.errors import NotFound
 from voldriverd.model import BackupState
 from voldriverd.service import Service
@@ -123,7 +123,7 @@ def _show(service: Service, row: Row) -> dict[str, Any]:
 
 def _transition(service: Service, backup: model.Backup) -> dict[str, object]:
     job, note = service.jobs.get(backup.shown_name), backup.message
-    is_faulty = backup.state is BackupState.ERROR or (note is not None and keeping.is_damage(note))
+    is_faulty = backup.state is BackupState.ERROR or chains.is_damage(note)
     return transition(
         is_going=job is not None or backup.state in _GOING,
         fault=note if is_faulty else service.runner.fault(backup.shown_name),

@@ -1,5 +1,6 @@
 """A database that is lost, damaged or older than its pools: what is refused, what comes back, and what that needs."""
 
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -188,6 +189,32 @@ def test_a_journal_that_outlived_its_database_is_not_played_into_the_new_one(run
         assert kept.read_bytes() == left
         running.start()
         assert shown(running) == before
+
+
+def test_a_disk_that_fills_up_meanwhile_is_told_and_nothing_takes_the_place(
+    memory_root: Path, session_scratch: Scratch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    filler = memory_root / "filler"
+    write = rebuild.write
+
+    def fill_up(database: store.Store, made: rebuild.Plan) -> None:
+        write(database, made)
+        with filler.open("wb") as file:
+            os.posix_fallocate(file.fileno(), 0, os.statvfs(memory_root).f_bavail * 4096)
+
+    with Running(memory_root / "d", config=scratch_config(session_scratch)) as running:
+        cli_of(running, "volume", "create", "a", "-d", "btrfs")
+        running.stop()
+        lose(running)
+        monkeypatch.setattr(rebuild, "write", fill_up)
+        with pytest.raises(Unusable, match=r"cannot rebuild: .* does not take the whole database"):
+            daemon.rebuild(settings(running), lambda _: True)
+        assert not (running.root / store.FILE_NAME).exists()
+        filler.unlink()
+        monkeypatch.undo()
+        rebuilt(running, "--yes")
+        running.start()
+        assert cli_of(running, "volume", "ls", "-q") == "a\n"
 
 
 def test_a_pool_that_is_not_there_is_named_and_nothing_is_made(running: Running) -> None:

@@ -153,7 +153,8 @@ def rebuild(config: configuration.Config, is_agreed: Callable[[list[str]], bool]
 
     It is made aside and takes its place at the end, in one step; what there was of a damaged or lost one is kept beside
     it under another name.
-    The daemon must not be running. Raises InUse (it is, or the database is sound) and Unusable (a pool is not there).
+    The daemon must not be running. Raises InUse (it is, or the database is sound) and Unusable (a pool is not there,
+    or no room for it).
     """
     path = config.root / store.FILE_NAME
     with _lock(config.root), ExitStack() as stack:
@@ -172,6 +173,8 @@ def rebuild(config: configuration.Config, is_agreed: Callable[[list[str]], bool]
             return None
         rebuilding.write(database, plan)
         database.close()
+        if (place / f"{store.FILE_NAME}-wal").exists():  # SQLite leaves it, and says nothing, if it cannot play it in
+            raise Unusable(f"cannot rebuild: {config.root} does not take the whole database; is its disk full?")
         _put_aside(path)
         fs.rename_durably(place / store.FILE_NAME, path)
     return path

@@ -24,6 +24,7 @@ def test_the_commands_do_what_they_say(session_scratch: Scratch, tmp_path: Path)
     program.write_text(f"#!{sys.executable}\n{CLIENT}\n")
     program.chmod(0o755)
     script = "".join(block.text for block in PAGE.run("sh"))
+    script = script.replace("voldriver target create found", "voldriver target rm disk\nvoldriver target create found")
     script = script.replace(TARGET, str(tmp_path / "backups")).replace("/tmp/today", f"{tmp_path}/today")
     with Running(tmp_path / "d", config=scratch_config(session_scratch)) as daemon:
         environment = {"PATH": f"{tmp_path}/bin:/usr/bin:/bin", "VOLDRIVER_SOCKET": str(daemon.api_socket)}

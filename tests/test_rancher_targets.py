@@ -125,6 +125,8 @@ REFUSED: list[tuple[dict[str, object], str, str | None]] = [
     ({"name": "t", "url": "s3://bucket", "endpoint": "host"}, "InvalidOption", "endpoint"),
     ({"name": "t", "url": "s3://bucket", "secretKey": "hush"}, "MissingRequired", "accessKey"),
     ({"name": "t", "url": "s3://bucket", "accessKey": "AKIA"}, "MissingRequired", "secretKey"),
+    ({"name": "t", "url": "file:///x", "passphrase": ""}, "MinLengthExceeded", "passphrase"),
+    ({"name": "t", "url": "s3://bucket", "accessKey": "", "secretKey": ""}, "MinLengthExceeded", "accessKey"),
     ({"name": "t", "nfsConfig": {"server": "s"}}, "MissingRequired", "share"),
     ({"name": "t", "nfsConfig": "s:/x"}, "InvalidFormat", "nfsConfig"),
     ({"name": "t", "nfsConfig": {"server": "s", "share": "x"}}, "InvalidOption", "nfsConfig"),
@@ -181,6 +183,17 @@ def test_another_passphrase_than_that_of_the_place_is_refused(daemon: Running, t
         refused = daemon.api("POST", "/v1/backuptargets", {"name": "x", "url": f"file://{tmp_path}/sealed", **given})
         assert (refused.status, "passphrase" in refused.body["message"]) == (422, True), refused.body
     remove(daemon, make(daemon, "sealed", tmp_path / "sealed", passphrase=SECRETS[0]))
+
+
+def test_a_place_has_one_target_under_whatever_name(daemon: Running, tmp_path: Path) -> None:
+    target = make(daemon, "disk", tmp_path / "disk")
+    (tmp_path / "link").symlink_to("disk")
+    for name in ("disk", "link"):
+        refused = daemon.api("POST", "/v1/backuptargets", {"name": "other", "url": f"file://{tmp_path}/{name}"})
+        assert (refused.status, refused.body["code"], refused.body["fieldName"]) == (422, "InvalidOption", "url")
+        assert refused.body["message"] == "cannot create target other: its place is that of target disk"
+    remove(daemon, target)
+    remove(daemon, make(daemon, "other", tmp_path / "link"))
 
 
 def test_lists_are_filtered_and_sorted(daemon: Running, tmp_path: Path) -> None:

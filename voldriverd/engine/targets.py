@@ -188,9 +188,10 @@ def look(engine: "Engine", target_id: model.TargetId, *, cancelled: threading.Ev
 
 
 def create(engine: "Engine", draft: model.TargetDraft, *, cancelled: threading.Event | None = None) -> model.Target:
-    """Make a target of a place that can be used. Raises Exists (the name is taken) and what `opened` raises.
+    """Make a target of a place that can be used. Raises Exists (the name is taken), Invalid, and what `opened` raises.
 
-    Nothing is made once `cancelled` is set.
+    A place has one target: what is removed in one of two would be gone in the other, which lists it still. Nothing is
+    made once `cancelled` is set.
     """
     what = f"cannot create target {draft.name}"
     if engine.store.target_named(draft.name) is not None:
@@ -209,6 +210,9 @@ def create(engine: "Engine", draft: model.TargetDraft, *, cancelled: threading.E
     )
     with _opened(engine, target, cancelled) as repository:
         target = replace(target, repository_uuid=repository.uuid)
+    for other in engine.store.targets():
+        if (other.url, other.endpoint) == (target.url, target.endpoint) or other.repository_uuid == repository.uuid:
+            raise Invalid(f"{what}: its place is that of target {other.name}", field="url")
     if cancelled is not None and cancelled.is_set():
         raise Cancelled
     _put(engine, target)

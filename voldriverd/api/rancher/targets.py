@@ -14,6 +14,7 @@ from voldriverd.errors import Invalid, NotFound, Unsupported, Unusable
 from voldriverd.model import Secret, TargetDraft
 from voldriverd.service import API_ANSWER_S, Service
 
+_SECRETS: Final = ("accessKey", "secretKey", "passphrase")
 _OF_S3: Final = ("endpoint", "region", "accessKey", "secretKey")
 
 
@@ -99,6 +100,9 @@ async def _refusal(_service: Service, target: model.Target, action: str) -> str:
 
 async def _create(service: Service, given: Body) -> Made:
     fields = body.parse_creation(schemas.BACKUP_TARGET, given)
+    for name in _SECRETS:
+        if fields.get(name) == "":  # of a variable that is not set; without it nothing would be encrypted
+            raise problems.invalid("MinLengthExceeded", f"cannot use {name}: it is empty", field=name)
     draft = _draft({name: value for name, value in fields.items() if value is not None and value != ""})
     try:
         target = await service.backups.create_target(draft)

@@ -5,7 +5,7 @@ import os
 import time
 from typing import Final
 
-from voldriverd.kernel import attributes, tar
+from voldriverd.kernel import attributes, tar, tree
 
 _CANNOT_HOLD: Final = frozenset({errno.EOPNOTSUPP, errno.ENOTTY, errno.E2BIG, errno.EINVAL, errno.EPERM, errno.ERANGE})
 """What a file system answers to an attribute or flag that it has no place for."""
@@ -71,4 +71,4 @@ class Inodes:
 
 def shown(path: bytes) -> str:
     """Return a path for people, cut if it is very long."""
-    return os.fsdecode(path.removeprefix(b"./"))[:_PATH_SHOWN]
+    return tree.legible(os.fsdecode(path.removeprefix(b"./"))[:_PATH_SHOWN])

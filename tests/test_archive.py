@@ -390,6 +390,23 @@ def test_nothing_is_inherited_from_where_it_is_extracted(place: Path) -> None:
 
 
 @only_ext4
+def test_what_is_said_of_names_that_are_no_utf8_can_be_written_down_anywhere(place: Path) -> None:
+    name = os.fsdecode(b"caf\xe9")
+    with tree.Cursor(place / "tree") as cursor:
+        os.mknod(name, stat.S_IFSOCK | 0o600, dir_fd=cursor.fd)
+        said = cursor.error(OSError(errno.EIO, "broken"), name).filename
+    with archive.stream(place / "tree") as stream:
+        (note,) = stream.notes
+    latin = member(replace(_FILE, path=b"./caf\xe9", xattrs=((b"nowhere.x", b"1"),)), b"")
+    (kept_not,) = extracted(place, latin + _END)
+    with pytest.raises(Unusable) as caught:
+        extracted(place, latin + _END)
+    for text in (said, note, kept_not, str(caught.value)):
+        assert r"caf\udce9" in text
+        assert text.encode()
+
+
+@only_ext4
 def test_an_attribute_that_has_no_room_is_noted_and_the_rest_kept(place: Path) -> None:
     large = replace(_FILE, xattrs=((b"user.large", bytes(60_000)), (b"user.small", b"value")))
     others = [member(replace(large, path=b"./file%d" % number), b"content") for number in range(3)]

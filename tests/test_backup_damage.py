@@ -82,6 +82,15 @@ def test_a_damaged_chunk_is_found_and_the_files_it_hits_are_named(site: Site, ha
         assert caught.value.kind is Kind.DAMAGED
 
 
+def test_damage_to_a_file_whose_name_is_no_utf8_can_be_written_down_anywhere(near: Site) -> None:
+    with near.open() as repository:
+        done = backups.write(repository, backups.archive({os.fsdecode(b"caf\xe9"): b"content"}))
+        for name in chunks(near, done):
+            near.write(name, b"?")
+        (damage,) = found(repository, done)
+        assert r"in caf\udce9" in str(damage).encode().decode()
+
+
 def test_a_missing_chunk_is_found_even_by_a_sample(site: Site) -> None:
     with site.open() as repository:
         done = backups.write(repository, backups.archive(FILES))

@@ -733,6 +733,17 @@ def test_another_host_finds_and_reads_all_backups(bench: Bench, target: model.Ta
         assert scan(other, there) == keeping.Found([], [], [])
 
 
+def test_a_text_that_no_database_holds_keeps_no_scan_from_its_end(bench: Bench, target: model.Target) -> None:
+    made = make(bench, target, "one")
+    bench.store.commit(lambda write: write.delete_backup(made))
+    with targets.opened(bench.engine, target.id) as repository:
+        manifest = repository.manifest(made.volume_uuid, made.uuid)
+        body = replace(manifest.sent, notes=("tar cannot hold sockets: caf\udce9",))
+        repository._folder(made.volume_uuid).put_manifest(replace(manifest, host="\ud800", body=body))
+    (again,) = scan(bench, target).adopted
+    assert (again.host, again.message) == (r"\ud800", r"tar cannot hold sockets: caf\udce9")
+
+
 def test_rows_that_were_lost_belong_to_their_volume_and_snapshot_again(bench: Bench, target: model.Target) -> None:
     made = make(bench, target, "one")
     bench.store.commit(lambda write: write.delete_backup(made))

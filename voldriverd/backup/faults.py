@@ -6,6 +6,7 @@ from enum import StrEnum
 from typing import Final
 
 from voldriverd import errors
+from voldriverd.kernel import tree
 
 HITS_SHOWN: Final = 5
 """How many files or ranges a message names; a chunk of small files can hold thousands."""
@@ -77,7 +78,7 @@ class Damage:
         whose = "image" if self.is_image else "stream"
         spans = _some([f"{offset} to {offset + length}" for offset, length in self.ranges])
         lost = f", bytes {spans} of its {whose}" if spans else ""
-        files = f", in {_some(self.files)}" if self.files else ""
+        files = f", in {tree.legible(_some(self.files))}" if self.files else ""
         return f"backup {self.backup_uuid}: object {self.name}: {self.cause}{lost}{files}"
 
 

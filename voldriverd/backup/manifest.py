@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from typing import Any, Final
 
 from voldriverd.driver import StreamFormat, TreeOptions
+from voldriverd.kernel import tree
 
 FORMAT_VERSION: Final = 1
 LISTS_MAX: Final = 8192
@@ -245,7 +246,7 @@ class _Fields:
         value = self._take(name)
         if not isinstance(value, str) or len(value) > _TEXT_MAX:
             raise Malformed(f"its {name} is no text, or too long")
-        return value
+        return tree.legible(value)
 
     def text_or_none(self, name: str) -> str | None:
         return None if self._take(name) is None else self.text(name)
@@ -284,7 +285,7 @@ class _Fields:
         rows = self.rows(name, _COUNT_MAX)
         if not all(isinstance(row, str) and len(row) <= _TEXT_MAX for row in rows):
             raise Malformed(f"its {name} are no texts")
-        return tuple(rows)
+        return tuple(map(tree.legible, rows))
 
     def texts_by_name(self, name: str) -> dict[str, str]:
         found = self._take(name)

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import Final
 
 from voldriverd.errors import InUse, Unsupported, Unusable
-from voldriverd.kernel import run
+from voldriverd.kernel import run, tree
 
 _BUSY: Final = {errno.EBUSY, errno.ETXTBSY}
 _UNSUPPORTED: Final = {errno.EOPNOTSUPP, errno.ENOTTY, errno.ENOSYS}
@@ -40,4 +40,4 @@ def _cause(err: OSError) -> str:
     if err.errno in _WHY:
         return _WHY[err.errno]
     text = err.strerror or (os.strerror(err.errno) if err.errno else str(err))
-    return f"{text} ({err.filename})" if err.filename else text
+    return f"{text} ({tree.legible(os.fsdecode(err.filename))})" if err.filename else text

@@ -64,6 +64,11 @@ def open_at(dir_fd: int, name: str, flags: int, *, resolve: int = RESOLVE_NO_XDE
     return int(fd)
 
 
+def legible(path: str) -> str:
+    r"""Return a path for people, databases and logs: what is no UTF-8 in it is written as `\udcff`."""
+    return path.encode(errors="backslashreplace").decode()
+
+
 def reopen(fd: int, flags: int) -> int:
     """Open exactly the file of an O_PATH descriptor, whatever its name leads to by now. Raises OSError."""
     return os.open(f"/proc/self/fd/{fd}", flags)
@@ -132,7 +137,7 @@ class Cursor:
     def path(self, name: str = "") -> str:
         """Return the path from the root to a name in this directory, for people: cut if it is very long."""
         names = [step[0] for step in self._steps[1 : _PATH_SHOWN // 2]]
-        return "/".join([*names, name] if name else names)[:_PATH_SHOWN] or "."
+        return legible("/".join([*names, name] if name else names)[:_PATH_SHOWN]) or "."
 
     def error(self, err: OSError, name: str = "") -> OSError:
         """Return the error with the path from the root in it."""

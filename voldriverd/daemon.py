@@ -35,7 +35,7 @@ from voldriverd.engine import mounts, pools, recovery, targets
 from voldriverd.engine import rebuild as rebuilding
 from voldriverd.engine.context import Engine, Limits, utc_now
 from voldriverd.errors import Error, Exists, InUse, Unusable
-from voldriverd.kernel import fs, qgroup
+from voldriverd.kernel import fs, memory, qgroup
 
 _log = logging.getLogger(__name__)
 
@@ -53,6 +53,7 @@ _UNPACKING: Final = {StreamFormat.BTRFS: "btrfs", StreamFormat.BLOCKS: "loop", S
 def serve(config: configuration.Config) -> None:
     """Serve until SIGTERM or SIGINT. Raises the errors of configuration, certificate, database and sockets."""
     manager = supervisor.Supervisor.found({"plugin": config.docker_socket, "api": config.api_socket})
+    memory.share_arenas()
     faulthandler.enable()  # a watchdog's SIGABRT shows in the log where each thread stood
     os.umask(0o022)  # modes of trees are what they are made with, whoever started us
     logging.getLogger(audit.LOGGER).setLevel(logging.INFO)  # whatever the level of the rest

@@ -246,3 +246,21 @@ def test_an_absent_path_is_an_error_that_names_it(tmp_path: Path, function: obje
     with pytest.raises(FileNotFoundError) as caught:
         function(tmp_path / "absent")
     assert caught.value.filename in {str(tmp_path / "absent"), tmp_path / "absent"}
+
+
+def test_a_handle_is_of_an_inode_and_not_of_a_name(tmp_path: Path) -> None:
+    one, same, other = (tmp_path / name for name in ("one", "same", "other"))
+    one.touch()
+    same.hardlink_to(one)
+    other.touch()
+    assert handle_of(one) == handle_of(same) != b""
+    assert handle_of(one) != handle_of(other)
+    assert handle_of(Path("/proc/self/status")) == b"", "a file system without any"
+
+
+def handle_of(path: Path) -> bytes:
+    fd = os.open(path, os.O_PATH)
+    try:
+        return fs.handle(fd)
+    finally:
+        os.close(fd)

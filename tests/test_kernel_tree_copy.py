@@ -453,6 +453,45 @@ def test_a_live_copy_has_what_has_taken_the_place_of_a_file(
     assert not (copy(place, live=True) / "victim").is_file()
 
 
+@pytest.mark.parametrize("place", ["ext4"], indirect=True)
+@pytest.mark.parametrize("names", [1, 2])
+def test_a_live_copy_takes_no_file_for_another_that_had_its_inode(
+    place: Path, monkeypatch: pytest.MonkeyPatch, names: int
+) -> None:
+    inner = place / "source" / "x" / "y"
+    inner.mkdir(parents=True)
+    (place / "source" / "old").write_text("old")
+    (inner / "two").hardlink_to(place / "source" / "old")
+    (inner.parent / "trigger").write_text("trigger")
+    freed = (inner / "two").stat().st_ino
+    copy_content = Content.copy
+
+    def replace_old(self: Content, source_fd: int, target_fd: int, size_bytes: int) -> None:
+        copy_content(self, source_fd, target_fd, size_bytes)
+        if size_bytes == len("trigger"):
+            (place / "source" / "old").unlink()
+            (inner / "two").unlink()
+            late = inner / "late"
+            late.write_text("late")
+            for number in range(1_000):
+                if late.stat().st_ino == freed:
+                    break
+                late.rename(place / str(number))
+                late.write_text("late")
+            assert late.stat().st_ino == freed, "the test has shown nothing"
+            for number in range(1, names):
+                (inner / f"late{number}").hardlink_to(late)
+
+    monkeypatch.setattr(Content, "copy", replace_old)
+    target = copy(place, live=True)
+    assert (target / "old").read_text() == "old"
+    made = [path.stat() for path in sorted((target / "x" / "y").iterdir())]
+    assert (target / "x" / "y" / "late").read_text() == "late"
+    assert [(each.st_ino, each.st_nlink) for each in made] == names * [(made[0].st_ino, names)]
+    assert (target / "old").stat().st_nlink == 1
+    assert not list(target.parent.glob(".target*"))
+
+
 @pytest.mark.parametrize("make", [Path.mkdir, os.mkfifo])
 def test_a_file_whose_place_is_taken_meanwhile_is_an_error(
     place: Path, monkeypatch: pytest.MonkeyPatch, make: Callable[[Path], object]

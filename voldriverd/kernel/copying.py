@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from voldriverd.kernel import attributes, tree
+from voldriverd.kernel import attributes, fs, tree
 from voldriverd.kernel.content import Advance, Content
 
 _GONE: Final = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP})
@@ -134,7 +134,7 @@ class _Copy:
             os.close(looked)
 
     def _copy_inode(self, name: str, looked: int, status: os.stat_result) -> None:
-        if self._links.use(status, name, self._target.fd):
+        if self._links.use(status, looked, name, self._target.fd):
             return
         flags = 0
         if stat.S_ISREG(status.st_mode):
@@ -142,7 +142,7 @@ class _Copy:
         else:
             self._copy_special(name, looked, status)
         if status.st_nlink > 1:
-            self._links.add(status, name, self._target.fd, flags)
+            self._links.add(status, looked, name, self._target.fd, flags)
 
     def _copy_file(self, name: str, looked: int, status: os.stat_result) -> int:
         """Copy a regular file; returns the flags that must wait until it has all its names."""
@@ -187,6 +187,8 @@ class _Link:
 
     names_left: int
     flags: int
+    handle: bytes
+    """A file that is made while a live tree is copied may get the inode number of one that has gone."""
 
 
 class _Links:
@@ -201,17 +203,20 @@ class _Links:
         self._fd = fd
         self._links: dict[tuple[int, int], _Link] = {}
 
-    def add(self, status: os.stat_result, name: str, dir_fd: int, flags: int) -> None:
+    def add(self, status: os.stat_result, looked: int, name: str, dir_fd: int, flags: int) -> None:
         """Remember a file that has been copied to `name`; its flags are set after its last name."""
         key = status.st_dev, status.st_ino
         os.link(name, _link_name(key), src_dir_fd=dir_fd, dst_dir_fd=self._fd, follow_symlinks=False)
-        self._links[key] = _Link(status.st_nlink - 1, flags)
+        self._links[key] = _Link(status.st_nlink - 1, flags, fs.handle(looked))
 
-    def use(self, status: os.stat_result, name: str, dir_fd: int) -> bool:
+    def use(self, status: os.stat_result, looked: int, name: str, dir_fd: int) -> bool:
         """Make `name` a link if the file was remembered; False if it was not."""
         key = status.st_dev, status.st_ino
         link = self._links.get(key)
         if link is None:
+            return False
+        if link.handle != fs.handle(looked):
+            self._free(key, None, dir_fd)
             return False
         if link.names_left > 1:
             os.link(_link_name(key), name, src_dir_fd=self._fd, dst_dir_fd=dir_fd, follow_symlinks=False)

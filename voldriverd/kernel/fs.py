@@ -33,6 +33,22 @@ _libc = ctypes.CDLL(None, use_errno=True)
 _libc.fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_long, ctypes.c_long)
 
 
+AT_EMPTY_PATH: Final = 0x1000
+"""linux/fcntl.h"""
+_HANDLE_MAX_BYTES: Final = 128
+"""MAX_HANDLE_SZ of linux/exportfs.h"""
+
+
+class _FileHandle(ctypes.Structure):
+    """struct file_handle (open_by_handle_at(2))."""
+
+    _fields_ = (
+        ("handle_bytes", ctypes.c_uint32),
+        ("handle_type", ctypes.c_int32),
+        ("f_handle", ctypes.c_char * _HANDLE_MAX_BYTES),
+    )
+
+
 class _Statfs(ctypes.Structure):
     """The part of struct statfs that we read (statfs(2)); padded to its size on 64-bit."""
 
@@ -174,6 +190,21 @@ def get_flags(fd: int) -> int:
 def set_flags(fd: int, flags: int) -> None:
     """Set the inode flags (ioctl_iflags(2)). Raises OSError."""
     ioctl.call(fd, FS_IOC_SETFLAGS, ctypes.c_uint64(flags))
+
+
+def handle(fd: int) -> bytes:
+    """Return what one inode is known by and none that has its number later (name_to_handle_at(2)); O_PATH will do.
+
+    Empty where the file system has no such thing. Raises OSError.
+    """
+    found, mount_id = _FileHandle(handle_bytes=_HANDLE_MAX_BYTES), ctypes.c_int()
+    if _libc.name_to_handle_at(fd, b"", ctypes.byref(found), ctypes.byref(mount_id), AT_EMPTY_PATH) < 0:
+        number = ctypes.get_errno()
+        if number in {errno.EOPNOTSUPP, errno.EOVERFLOW, errno.ENOSYS, errno.EPERM}:  # the last two: of a sandbox
+            return b""
+        raise OSError(number, os.strerror(number))
+    start = _FileHandle.f_handle.offset
+    return bytes(found)[start : start + found.handle_bytes]
 
 
 def allocate(fd: int, size_bytes: int) -> None:

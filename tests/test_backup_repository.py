@@ -12,6 +12,7 @@ from tests import backups
 from tests.backups import KIB, KINDS, MIB, Site
 from tests.s3 import Server
 from voldriverd import errors
+from voldriverd.backup import manifest as manifests
 from voldriverd.backup.faults import Damaged, Fault, Kind
 from voldriverd.backup.manifest import Manifest
 from voldriverd.backup.repository import Repository
@@ -187,6 +188,21 @@ def test_a_stream_that_fails_makes_no_backup(repository: Repository) -> None:
 
     with pytest.raises(OSError, match="the source is broken"):
         backups.write(repository, backups.stream(pieces()))
+    assert list(repository.manifests()) == []
+
+
+@pytest.mark.parametrize("excess", ["labels", "lists"])
+def test_a_manifest_that_nobody_could_read_makes_no_backup(
+    repository: Repository, monkeypatch: pytest.MonkeyPatch, excess: str
+) -> None:
+    begun = backups.draft()
+    if excess == "labels":
+        labels = {str(number): "\N{DROMEDARY CAMEL}" * 4096 for number in range(100)}
+        begun = replace(begun, volume=replace(begun.volume, labels=labels))
+    else:
+        monkeypatch.setattr(manifests, "LISTS_MAX", 0)
+    with pytest.raises(Fault, match="its manifest could not be read again: it"):
+        repository.write(begun, backups.stream(b"1"), progress=backups.ignore)
     assert list(repository.manifests()) == []
 
 

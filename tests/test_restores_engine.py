@@ -19,6 +19,7 @@ from tests.contract import content
 from tests.likeness import Facts
 from tests.restoring import MIB, Host
 from tests.scratch import Scratch, loops_under
+from tests.test_kernel_tree import add_flags
 from voldriverd import model, names
 from voldriverd.driver import StreamFormat
 from voldriverd.engine import mounts, restores, snapshots, space, supplies, trash, volumes
@@ -767,6 +768,20 @@ def test_what_the_stream_has_not_is_said(host: Host, target: str) -> None:
     restored = host.restore_as("copy", host.backup("db", "one"), {"driver": target})
     assert "but: tar cannot hold sockets: socket" in (restored.message or "")
     assert host.restore("copy", host.backup("db", "two"))[0].message is not None
+
+
+def test_what_the_first_stream_of_a_chain_has_not_is_said(host: Host) -> None:
+    host.create("db", driver="btrfs")
+    with host.written("db") as root:
+        (root / "flagged").touch()
+        add_flags(root / "flagged", fs.FS_NOCOW_FL)
+    host.backup("db", "one")
+    with host.written("db") as root:
+        (root / "another").touch()
+    increment = host.backup("db", "two")
+    assert increment.parent_uuid is not None
+    restored = host.restore_as("copy", increment)
+    assert "a btrfs stream cannot hold inode flags" in (restored.message or "")
 
 
 @pytest.mark.parametrize("target", ["loop", "directory"])

@@ -15,7 +15,7 @@ from voldriverd.backup.manifest import Body, Manifest
 from voldriverd.backup.reading import Reading
 from voldriverd.backup.retries import Retries
 from voldriverd.backup.transfer import Transfer
-from voldriverd.backup.volumes import Folder
+from voldriverd.backup.volumes import MANIFEST_MAX, Folder
 from voldriverd.driver import Stream
 
 GRACE_S: Final = 86_400.0
@@ -83,6 +83,7 @@ class Writing:
             if draft.parent is not None:
                 self._folder.get_manifest(draft.parent)  # one that was removed meanwhile is there as long as our mark
             self._keep_mark()
+            _ensure_readable(done)
             self._folder.put_manifest(done)
             store.settle()
             self._ensure_marked(done)
@@ -222,6 +223,19 @@ class Writing:
     def _slept(self) -> Fault:
         cause = "nothing could be written for half a day, and what was sent may be gone"
         return Fault(f"cannot write backup {self._draft.uuid}: {cause}", kind=Kind.FAILING)
+
+
+def _ensure_readable(done: Manifest) -> None:
+    """Raise Fault if a manifest is one that nobody would read: of endless labels, or of too many lists."""
+    content = manifest.to_json(done)
+    cause = f"it has {len(content)} bytes" if len(content) > MANIFEST_MAX else None
+    try:
+        manifest.from_json(content)
+    except manifest.Malformed as err:
+        cause = str(err)
+    if cause is not None:
+        message = f"cannot write backup {done.uuid}: its manifest could not be read again: {cause}"
+        raise Fault(message, kind=Kind.FORMAT)
 
 
 def _digest(name: str) -> bytes:

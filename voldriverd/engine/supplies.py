@@ -251,7 +251,9 @@ class _Delivery:
         """Yield them, the whole one first, each to be read before the next."""
         for manifest in self._supply.chain:
             with self._supply.repository.read(manifest, progress=self._advance, on_damage=self._on_damage) as stream:
-                self.notes = list(stream.notes)  # those of the last: what it could not hold of the tree
+                # Of btrfs each tells of what changed only; of others the last tells what it could not hold of the tree.
+                before = self.notes if stream.format is StreamFormat.BTRFS else []
+                self.notes = [*before, *stream.notes]
                 yield replace(stream, parts=self._watched(stream.parts))
 
     def once_more(self, stream: Stream) -> Stream:

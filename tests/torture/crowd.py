@@ -26,6 +26,8 @@ VERBS: Final = (
 BACKUP_VERBS: Final = ("back_up", "bring_back", "create_from_backup", "remove_backup")
 """For a daemon with a target."""
 REFUSALS: Final = ("cannot ", "no such volume: ", "there is no ", "no volume is named ")
+_TRACEBACK_MAX: Final = 6_000
+"""Characters."""
 
 
 class Crowd:
@@ -53,7 +55,7 @@ class Crowd:
         assert any(path.exists() for path in trees)
         until(lambda: not any(os.listdir(path) for path in trees if path.exists()), "the trees to be removed")
         assert not [entry for entry in mount.table() if entry.mount_point.startswith(f"{self._daemon.root}/mounts/")]
-        assert "Traceback" not in self._daemon.log
+        assert "Traceback" not in self._daemon.log, _traceback(self._daemon.log)
         assert "internal error" not in self._daemon.log
 
     def _live(self, number: int, end_s: float) -> None:
@@ -68,7 +70,7 @@ class Crowd:
                 self.done[verb] += 1
                 continue
             text = answer.body.get("Err") or answer.body["message"]
-            assert text.startswith(REFUSALS), (verb, answer.status, text)
+            assert text.startswith(REFUSALS), (verb, answer.status, text, _traceback(self._daemon.log))
             self.refused[verb] += 1
 
     def _ask(self, chance: random.Random, verb: str, name: str, other: str, holder: str) -> Answer | None:
@@ -157,3 +159,8 @@ class Crowd:
     def _going_backups(self) -> list[Any]:
         rows = self._daemon.api("GET", "/v1/backups?limit=3000").body["data"]
         return [row for row in rows if row["transitioning"] == "yes"]
+
+
+def _traceback(log: str) -> str:
+    """Return the last one of a log; the log goes with the daemon."""
+    return log[log.rfind("Traceback") :][:_TRACEBACK_MAX]

@@ -13,7 +13,7 @@ def test_a_share_is_mounted_so_that_no_server_keeps_a_thread_for_ever() -> None:
         "server:/exports/backups",
         "/root/targets/1",
         "-o",
-        "soft,timeo=100,retrans=3,nosuid,nodev,noexec",
+        "softerr,timeo=100,retrans=3,nosuid,nodev,noexec",
     ]
 
 

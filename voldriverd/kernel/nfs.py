@@ -8,9 +8,10 @@ from typing import Final
 from voldriverd.kernel import mount, run
 
 TOOL: Final = "mount.nfs"
-OPTIONS: Final = ("soft", "timeo=100", "retrans=3", "nosuid", "nodev", "noexec")
-"""nfs(5). `soft`: what the server does not take within 30 s fails, instead of keeping a thread in the kernel for ever;
-who writes there looks at every error, and writes again what did not arrive."""
+OPTIONS: Final = ("softerr", "timeo=100", "retrans=3", "nosuid", "nodev", "noexec")
+"""nfs(5). `softerr` (Linux 5.2): what the server does not take within 30 s fails, instead of keeping a thread in the
+kernel for ever, and with ETIMEDOUT: with `soft` it would be EIO, by which what cannot be read counts as damaged. Who
+writes there looks at every error, and writes again what did not arrive."""
 TIMEOUT_S: Final = 30.0
 """How long a server may take to answer before the mount is given up."""
 

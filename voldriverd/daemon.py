@@ -347,6 +347,7 @@ def _embedded(config: configuration.Config, *, is_known: bool) -> list[pools.Spe
             name,
             base / name,
             functools.partial(make, config.root, configuration.PoolConfig(name, name, base / name)),
+            is_embedded=True,
             prepare=prepare,
             grow=grow,
         )

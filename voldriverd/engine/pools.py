@@ -36,6 +36,8 @@ class Spec:
     make: Callable[[Path], Driver]
     """Makes the driver for the pool's root; touches nothing."""
     allow_live_copy: bool = False
+    is_embedded: bool = False
+    """It is one of those of a host where none is configured."""
     prepare: Callable[[], None] | None = None
     """Brings the file system there (the embedded image); raises Unusable."""
     grow: Callable[[int], None] | None = None

@@ -1,9 +1,7 @@
 """Who uses a volume: the kernel is asked, a counter alone neither permits nor refuses."""
 
 import math
-import os
 import time
-from pathlib import Path
 from typing import Final
 
 from voldriverd import model
@@ -62,8 +60,8 @@ def ensure_cloneable(engine: Engine, volume: model.Volume, what: str) -> None:
     with failures.told_as(what):
         if Capability.INSTANT in driver.capabilities or is_allowed or not is_used(engine, volume):
             return
-    is_ours = Path(os.path.realpath(pool.row.path)).is_relative_to(engine.root)  # no section can be for it
-    where = "a directory pool of your own" if is_ours else f"[pools.{pool.row.name}]"
+    is_embedded = pool.spec is not None and pool.spec.is_embedded  # then no section can be for it
+    where = "a directory pool of your own" if is_embedded else f"[pools.{pool.row.name}]"
     raise Unsupported(
         f"{what}: it is mounted, and driver {pool.row.driver} in pool {pool.row.name} cannot copy a volume in use "
         f"as one instant; unmount it, or set allow_live_copy = true in {where}"

@@ -15,6 +15,7 @@ from tests import backups
 from tests.backups import Site
 from tests.s3 import Server
 from voldriverd import errors
+from voldriverd.backup import manifest as manifests
 from voldriverd.backup import pruning, transfer, writing
 from voldriverd.backup.faults import Damaged, Fault
 from voldriverd.backup.manifest import Manifest
@@ -142,7 +143,8 @@ def test_a_grace_period_that_writers_do_not_know_is_refused(repository: Reposito
 
 def test_many_unnamed_chunks_go_in_batches(repository: Repository, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(type(repository._store), "deletes_at_once", 3)
-    monkeypatch.setattr(pruning, "ROUND_S", 0.02)
+    clock = iter(range(0, 1_000_000, int(pruning.ROUND_S) // 3 - 1))
+    monkeypatch.setattr(time, "clock_gettime", lambda _: next(clock))
     begun = backups.draft()
     folder = repository._folder(begun.volume.uuid)
     for number in range(10):
@@ -511,7 +513,7 @@ def test_prune_goes_on_for_no_longer_than_its_mark_counts(near: Site, monkeypatc
         folder = repository._folder(backups.draft().volume.uuid)
         for number in range(3):
             folder.put_chunk(folder.sealer.name(bytes([number])), bytes([number]))
-        clock = iter(range(0, 1_000_000, int(pruning.ROUND_S) - 1))
+        clock = iter(range(0, 1_000_000, int(pruning.ROUND_S) // 3 - 1))
         monkeypatch.setattr(time, "clock_gettime", lambda _: next(clock))
         deletes: list[str] = []
         delete = folder.store.delete
@@ -523,6 +525,26 @@ def test_prune_goes_on_for_no_longer_than_its_mark_counts(near: Site, monkeypatc
         monkeypatch.setattr(folder.store, "delete", noted)
         assert prune(repository).chunks == 3
         assert deletes == ["chunks", "pruning"] * 3
+
+
+def test_nothing_is_deleted_where_it_takes_too_long_to_look(near: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    with near.open() as repository:
+        parent = backups.write(repository, backups.stream(b"1"))
+        child = backups.write(repository, backups.stream(b"2", is_incremental=True), after=parent)
+        for each in (parent, child):
+            near.write(
+                f"volumes/{each.volume.uuid}/backups/{each.uuid}",
+                repository._folder(each.volume.uuid).sealer.pack_manifest(
+                    each.uuid, manifests.to_json(backups.removed(each))
+                ),
+            )
+        folder = repository._folder(parent.volume.uuid)
+        folder.put_chunk(folder.sealer.name(b"3"), b"3")
+        clock = iter(range(0, 1_000_000, int(pruning.ROUND_S)))
+        monkeypatch.setattr(time, "clock_gettime", lambda _: next(clock))
+        names = near.names()
+        assert "too slowly" in prune(repository).skipped[0]
+        assert near.names() == names
 
 
 CONTENT = [b"a little"]

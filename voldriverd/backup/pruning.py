@@ -84,7 +84,9 @@ class Pruning:
             is_marked = False
             batch = self._delete_round(unnamed, seen, progress)
             if batch is None:
-                return replace(done, skipped=(f"volume {self._folder.uuid}: somebody writes to it",))
+                return replace(
+                    done, skipped=(f"volume {self._folder.uuid}: somebody writes to it, or it answers too slowly",)
+                )
             done = Pruned(done.chunks + batch.chunks, done.stored_bytes + batch.stored_bytes)
         return done
 
@@ -110,10 +112,11 @@ class Pruning:
     def _alone(self, seen: set[str]) -> Iterator[datetime | None]:
         """Give the time by the clock of the target for a block in which no writer begins.
 
-        None: somebody writes, or has written another backup than those that were seen. When the block fails the mark
-        stays: what was asked for may still be done.
+        None: somebody writes, or has written another backup than those that were seen, or to look took so long that
+        the mark is used up. When the block fails the mark stays: what was asked for may still be done.
         """
         store = self._folder.store
+        began = _now_s()
         name = str(uuid.uuid4())
         path = self._folder.mark_path(name, is_pruning=True)
         store.put(path, b"")
@@ -133,7 +136,8 @@ class Pruning:
             ]
         )
         is_written = any(_age_s(mark, now) <= self._grace_s for mark in writing)
-        yield None if is_written or not self._has_only(seen) else now
+        is_alone = not is_written and self._has_only(seen)
+        yield now if is_alone and _now_s() - began < ROUND_S else None
         store.delete([path])
 
     def _has_only(self, seen: set[str]) -> bool:

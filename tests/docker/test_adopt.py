@@ -75,6 +75,17 @@ def test_the_old_name_is_had_again_as_it_is_told(host: Host, vd: Voldriverd, doc
     assert vd.row(name)["driver"] == "btrfs"
 
 
+@pytest.mark.parametrize("options", [["--as", "{name}"], ["--suffix", ""]])
+def test_the_name_that_docker_has_is_refused(
+    host: Host, vd: Voldriverd, dockerd: Dockerd, name: str, options: list[str]
+) -> None:
+    dockerd.docker("volume", "create", name)
+    assert refused(host, name, *(option.format(name=name) for option in options)) == (
+        f"cannot import Docker's volume {name} as {name}: docker has that name until it is removed; give another one"
+    )
+    assert vd.cli("volume", "ls", "-q") == ""
+
+
 def test_of_all_what_is_no_directory_is_left_out_with_the_reason(
     host: Host, vd: Voldriverd, dockerd: Dockerd, name: str
 ) -> None:

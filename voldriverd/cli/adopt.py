@@ -17,7 +17,7 @@ from click.shell_completion import CompletionItem
 from voldriverd.cli import dockerd, parameters, progress, show
 from voldriverd.cli.connection import Resource
 from voldriverd.cli.session import Session
-from voldriverd.errors import Error, Invalid, NotFound, Unsupported, Unusable
+from voldriverd.errors import Error, Exists, Invalid, NotFound, Unsupported, Unusable
 
 SUFFIX: Final = "-imported"
 _PIECE_BYTES: Final = 256 << 10
@@ -157,7 +157,11 @@ def docker(
     def work(name: str) -> Resource:
         volume = host.volume(name)
         host.ensure_unused(name)
-        fields = wanted.fields(new_name or f"{name}{suffix}")
+        new = new_name or f"{name}{suffix}"
+        if new == name:
+            what = f"cannot import Docker's volume {name} as {name}"
+            raise Exists(f"{what}: docker has that name until it is removed; give another one")
+        fields = wanted.fields(new)
         made = _import(session, {**fields, "path": volume.path, "labels": {**volume.labels, **wanted.labels}}, wanted)
         host.ensure_unused(name)  # one that was started meanwhile may have been cut in the middle of a write
         return made

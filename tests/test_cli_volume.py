@@ -166,6 +166,14 @@ def test_inspect_goes_on_after_a_name_that_is_not_there(voldriver: Voldriver) ->
     assert re.findall(r"^Name: +(.*)", result.stdout, re.MULTILINE) == ["a1", "a2"]
 
 
+def test_of_a_volume_in_the_trash_it_is_said_how_it_comes_back(voldriver: Voldriver) -> None:
+    voldriver.out("volume", "create", "db")
+    voldriver("volume", "rm", "db")
+    hint = "there is no volume 'db'; one is in the trash: voldriver volume restore db"
+    for arguments in (["volume", "inspect", "db"], ["snapshot", "ls", "db"], ["backup", "create", "db"]):
+        assert voldriver.refused(*arguments) == hint
+
+
 def test_json_is_a_resource_for_one_name_and_a_list_for_several(voldriver: Voldriver) -> None:
     for name in ("a1", "a2"):
         voldriver.out("volume", "create", name)

@@ -81,7 +81,9 @@ class Session:
             return found[0]
         by_id = self._by_id("volumes", "1v", text)
         if by_id is None:
-            raise NotFound(f"there is no volume {text!r}")
+            is_trashed = bool(text and self.connection.list("volumes", name=text, removed_notnull="1"))
+            hint = f"; one is in the trash: voldriver volume restore {text}" if is_trashed else ""
+            raise NotFound(f"there is no volume {text!r}{hint}")
         return by_id
 
     def trashed(self, text: str, *, is_newest: bool) -> Resource:

@@ -40,8 +40,8 @@ def create(session: Session, *, source: str, target: str | None, name: str | Non
 
 @group.command("ls")
 @click.argument("volume", required=False, type=VolumeName())
-@parameters.target
-@parameters.quiet
+@click.option("--target", metavar="TARGET", type=TargetName(), help="Those in this target only.")
+@click.option("-q", "--quiet", is_flag=True, help="Print ids only: a backup needs no name.")
 @click.pass_obj
 def list_(session: Session, *, volume: str | None, target: str | None, quiet: bool) -> None:
     """List the backups that are known here, of one volume or all; what was taken last comes last."""

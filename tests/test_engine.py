@@ -892,6 +892,38 @@ def test_no_tree_that_no_row_knows_is_taken_for_the_one_that_a_revert_makes(benc
     assert newer not in bench.tree_rows()
 
 
+def test_a_database_that_lost_the_end_of_a_revert_loses_no_content(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a disk that says of a commit that it is durable, and is not: the displaced tree went after that commit."""
+    volume = bench.create("db")
+    bench.write("db", "old")
+    freeze(bench.engine, volume, "one")
+    bench.write("db", "present")
+    files = [bench.root / name for name in (store.FILE_NAME, f"{store.FILE_NAME}-wal")]
+    lost: dict[Path, bytes] = {}
+    clone = Memory.clone
+
+    def note(driver: Memory, source: Key, target: Key, *, read_only: bool) -> None:
+        lost.update({path: path.read_bytes() for path in files})
+        clone(driver, source, target, read_only=read_only)
+
+    monkeypatch.setattr(Memory, "clone", note)
+    _, kept = snapshots.revert(bench.engine, bench.volume("db"), bench.snapshot("db", "one"))
+    bench.write("db", "later")
+    bench.upkeep()
+    bench.close()
+    for path, content in lost.items():
+        path.write_bytes(content)
+    for _ in range(2):
+        bench.restart()
+        bench.upkeep()
+        assert bench.volume("db").state is VolumeState.INACTIVE
+        assert bench.read("db") == "later"
+        assert [bench.read_key(row.tree) for row in bench.store.snapshots(volume.id)] == ["old", "present"]
+        assert [row.id for row in bench.store.snapshots(volume.id)][-1] == kept.id
+
+
 def test_a_directory_with_foreign_files_is_not_made_a_pool(bench: Bench) -> None:
     bench.renew()
     bench.close()

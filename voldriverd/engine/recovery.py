@@ -10,6 +10,7 @@ that this process runs. They end it themselves, in the way that they tell, and n
 
 import functools
 import logging
+import uuid
 from dataclasses import replace
 from typing import Final
 
@@ -35,6 +36,7 @@ from voldriverd.store.write import Write
 _log = logging.getLogger(__name__)
 
 _RESTING: Final = {VolumeState.INACTIVE, VolumeState.REMOVED}
+_DISPLACING: Final = {VolumeState.REVERTING, VolumeState.RESTORING}
 
 
 def recover(engine: Engine) -> None:
@@ -96,11 +98,10 @@ def _end_verb(engine: Engine, driver: Driver, volume: model.Volume, on_disk: set
         _log.warning("verb=recover volume=%s result=its import was interrupted, and nothing of it is left", volume.name)
         engine.store.commit(lambda write: write.delete_volume(volume), is_vital=True)
         return
-    resting = volume
-    if volume.state in {VolumeState.REGISTERING, VolumeState.REVERTING, VolumeState.UPDATING}:
-        resting = replace(volume, state=VolumeState.INACTIVE)
-    elif volume.state is VolumeState.RESTORING:
-        resting = replace(volume, state=VolumeState.INACTIVE, message=restores.interrupted(volume))
+    if volume.state in _DISPLACING and volume.key not in on_disk and _next_key(volume) in on_disk:
+        _end_displacing(engine, driver, volume, on_disk)
+        return
+    resting = _rested(volume)
     if volume.key in on_disk or _is_made_again(engine, driver, volume):
         if resting.message == mounts.MISSING:
             resting = replace(resting, message=None)
@@ -129,6 +130,55 @@ def _end_clone(engine: Engine, driver: Driver, volume: model.Volume, on_disk: se
         _log.warning("verb=recover volume=%s result=%s", volume.name, err)
         if engine.store.volume(volume.id) is not None:
             engine.store.commit(lambda write: write.delete_volume(volume), is_vital=True)
+
+
+def _rested(volume: model.Volume) -> model.Volume:
+    if volume.state in {VolumeState.REGISTERING, VolumeState.REVERTING, VolumeState.UPDATING}:
+        return replace(volume, state=VolumeState.INACTIVE)
+    if volume.state is VolumeState.RESTORING:
+        return replace(volume, state=VolumeState.INACTIVE, message=restores.interrupted(volume))
+    return volume
+
+
+def _next_key(volume: model.Volume) -> Key:
+    """Return the tree that a verb was to give a volume."""
+    return model.volume_key(volume.id, volume.content)
+
+
+def _end_displacing(engine: Engine, driver: Driver, volume: model.Volume, on_disk: set[Key]) -> None:
+    """Move the pointers of a revert or restore whose old tree has gone.
+
+    That goes after the commit that moves them, which the database must have lost, by a disk that lied or because it
+    was put back; and with the new tree and the copy of the old one the last of the volume's content would go.
+    """
+    _log.error("verb=recover volume=%s key=%s result=the database has lost its commit", volume.name, _next_key(volume))
+    size_bytes = driver.usage(_next_key(volume)).limit_bytes if "size" in driver.options else volume.size_bytes
+    moved = replace(volume, state=VolumeState.INACTIVE, key=_next_key(volume), size_bytes=size_bytes, message=None)
+    loose = engine.store.tree_keys(volume.pool_id) - engine.store.pointed_keys(volume.pool_id)
+    made_of_old = [tree for key in sorted(loose & on_disk) if (tree := engine.store.tree(key)) is not None]
+    kept = [tree.key for tree in made_of_old if tree.source == volume.key and tree.key.startswith("s")]
+
+    def change(write: Write) -> None:
+        write.put_volume(moved)
+        for key in kept:
+            write.put_snapshot(_kept_row(engine, volume, key))
+
+    engine.store.commit(change, is_vital=True)
+
+
+def _kept_row(engine: Engine, volume: model.Volume, key: Key) -> model.Snapshot:
+    return model.Snapshot(
+        id=model.SnapshotId(model.key_number(key)[1]),
+        uuid=str(uuid.uuid4()),
+        volume_id=volume.id,
+        name=None,
+        description="what the last revert or restore displaced",
+        key=key,
+        state=SnapshotState.CREATED,
+        is_automatic=True,
+        size_bytes=volume.size_bytes,
+        created_at=engine.now(),
+    )
 
 
 def _origin(engine: Engine, volume: model.Volume) -> Key | None:

@@ -860,6 +860,29 @@ def test_a_pool_that_comes_back_undoes_nothing_that_was_told_meanwhile(
     assert is_mounted(bench.mount("db"))
 
 
+def test_a_pool_that_goes_away_while_it_is_opened_is_not_taken_for_an_empty_one(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench.create("db")
+    bench.create("web", **{"from": "db"})  # told, and not written yet
+    away = bench.pool_root.with_name("away")
+    opened_driver = Memory.open
+
+    def lose(driver: Memory) -> None:
+        bench.pool_root.rename(away)
+        bench.pool_root.mkdir()
+        opened_driver(driver)
+
+    monkeypatch.setattr(Memory, "open", lose)
+    bench.restart()
+    assert [pool.driver for pool in bench.engine.pools] == [None]
+    monkeypatch.undo()
+    tree.vanish(bench.pool_root)
+    away.rename(bench.pool_root)
+    recovery.open_pools(bench.engine)
+    assert is_mounted(bench.mount("web"))
+
+
 def test_another_pool_in_the_place_is_refused(bench: Bench) -> None:
     bench.create("db")
     marker = bench.pool_root / ".voldriver-pool"

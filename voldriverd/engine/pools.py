@@ -214,14 +214,17 @@ class Pools:
             if spec.prepare is not None:
                 spec.prepare()
             row = self._identify(spec, row)
+            identity = _identity(spec.path)
             driver = spec.make(spec.path)
             driver.open()
             on_disk = driver.trees()
+            if _identity(spec.path) != identity or _read_marker(spec.path) is None:
+                raise Unusable(_why_gone(spec.path))  # what was opened may be the directory beneath, and empty
         for key in on_disk:
             letter, number = model.key_number(key)
             if letter in _TABLES:
                 self._store.raise_id(_TABLES[letter], number)
-        return Pool(row, spec, reason="it is being recovered", identity=_identity(spec.path)), driver
+        return Pool(row, spec, reason="it is being recovered", identity=identity), driver
 
     def _identify(self, spec: Spec, row: model.Pool | None) -> model.Pool:
         found = _read_marker(spec.path)

@@ -4,6 +4,7 @@ import base64
 import errno
 import json
 import os
+import shlex
 import subprocess
 import sys
 import time
@@ -17,7 +18,7 @@ from click.testing import CliRunner
 
 import voldriverd
 from tests.commands import Voldriver, pretending, run
-from tests.running import Running, scratch_config
+from tests.running import CLIENT, Running, scratch_config
 from tests.scratch import Scratch
 from voldriverd.cli import client, connection, session, show
 from voldriverd.cli.connection import Connection, Place
@@ -297,6 +298,36 @@ def test_what_a_terminal_would_obey_is_shown_as_its_code(text: str, shown: str) 
 
 
 # Completion
+
+
+@pytest.mark.root
+@pytest.mark.parametrize(
+    "words", [["volume", "ls"], ["--json", "volume", "ls"], ["snapshot", "get", "alpha", "monday", ".", "-"]]
+)
+def test_an_output_that_cannot_be_written_is_one_line_and_status_1(daemon: Running, words: list[str]) -> None:
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-c", CLIENT, *words],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "VOLDRIVER_SOCKET": str(daemon.api_socket)},
+            check=False,
+        )
+    assert (done.returncode, done.stderr) == (1, "voldriver: cannot write standard output: No space left on device\n")
+
+
+@pytest.mark.root
+def test_who_reads_no_further_is_no_error(daemon: Running) -> None:
+    listing = shlex.join([sys.executable, "-c", CLIENT, "--json", "volume", "ls"])
+    done = subprocess.run(
+        ["bash", "-c", f"{listing} | head -c 1"],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "VOLDRIVER_SOCKET": str(daemon.api_socket)},
+        check=True,
+    )
+    assert (done.stdout, done.stderr) == ("[", "")
 
 
 @pytest.mark.root

@@ -3,6 +3,7 @@
 Exit status: 0 done, 1 refused or failed (one line on standard error), 2 wrong usage.
 """
 
+import errno
 import importlib
 from pathlib import Path
 from typing import Any, Final
@@ -21,6 +22,7 @@ _GROUPS: Final = (
 )
 _MODULES: Final = {"import": "adopt"}
 """Of a group whose name no module can have."""
+_OF_WRITING: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO})
 
 
 class _Program(click.Group):
@@ -45,6 +47,12 @@ class _Program(click.Group):
             return super().invoke(ctx)
         except Error as err:
             show.note(f"voldriver: {err}")
+            raise click.exceptions.Exit(1) from err
+        except OSError as err:  # of other files it is told where they are used
+            if err.errno == errno.EPIPE:  # who reads has enough; click ends quietly then
+                raise
+            what = "write standard output" if err.errno in _OF_WRITING else "go on"
+            show.note(f"voldriver: cannot {what}: {err.strerror or err}")
             raise click.exceptions.Exit(1) from err
 
 

@@ -12,6 +12,7 @@ from tests import backups
 from tests.backups import KIB, KINDS, MIB, Site
 from tests.s3 import Server
 from voldriverd import errors
+from voldriverd.backup import directory
 from voldriverd.backup import manifest as manifests
 from voldriverd.backup.faults import Damaged, Fault, Kind
 from voldriverd.backup.manifest import Manifest
@@ -189,6 +190,26 @@ def test_a_stream_that_fails_makes_no_backup(repository: Repository) -> None:
     with pytest.raises(OSError, match="the source is broken"):
         backups.write(repository, backups.stream(pieces()))
     assert list(repository.manifests()) == []
+
+
+@pytest.mark.parametrize("again", ["", "again"], ids=["made", "write"])
+def test_a_backup_that_was_made_before_a_crash_is_made_durable_and_its_mark_goes(
+    site: Site, monkeypatch: pytest.MonkeyPatch, again: str
+) -> None:
+    begun = backups.draft()
+    with site.open() as repository:
+        done = repository.write(begun, backups.stream(b"1"), progress=backups.ignore)
+    site.write(f"volumes/{done.volume.uuid}/writing/{done.uuid}", b"")
+    synced: list[str] = []
+    monkeypatch.setattr(directory.fs, "sync_directory", lambda place: synced.append(place.resolve().name))  # type: ignore[attr-defined]
+    with site.open() as repository:
+        if again:
+            assert repository.write(begun, backups.stream(b"1"), progress=backups.ignore) == done
+        else:
+            assert repository.made(done.volume.uuid, done.uuid) == done
+            assert repository.made(done.volume.uuid, begun.snapshot.uuid) is None
+    assert site.names("/writing/") == []
+    assert site.server is not None or {"backups", done.volume.uuid} <= set(synced)
 
 
 @pytest.mark.parametrize("excess", ["labels", "lists"])

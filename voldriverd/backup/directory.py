@@ -231,6 +231,7 @@ class DirectoryStore:
         try:
             with self._folder(f"{folder}/x" if folder else "x") as place, os.scandir(place) as found:
                 self._note(folder or ".")
+                self._note(str(Path(folder).parent))  # which has its own name
                 return sorted(_looked_at(found), key=lambda each: each[0])
         except (FileNotFoundError, NotADirectoryError):
             return []

@@ -123,6 +123,21 @@ class Repository:
         folder = self._folder(draft.volume.uuid)
         return writing.Writing(folder, self._transfer, self._retries, draft, stream).run(progress, is_afresh=is_afresh)
 
+    def made(self, volume_uuid: str, backup_uuid: str) -> Manifest | None:
+        """Return a backup that a call of `write` has made before a crash, and which is in the target for good now.
+
+        None: there is none, or it is removed. Raises Damaged.
+        """
+        folder = self._folder(volume_uuid)
+        if all(entry.name != backup_uuid for entry in folder.backups()):
+            return None
+        found = folder.get_manifest(backup_uuid)
+        if found.is_removed:
+            return None
+        self._store.settle()
+        self._store.delete([folder.mark_path(backup_uuid)])
+        return found
+
     def abandon(self, draft: Manifest) -> None:
         """Let `prune` have what broken off calls of `write` sent for a draft; repeatable."""
         folder = self._folder(draft.volume.uuid)

@@ -87,6 +87,8 @@ class Writing:
             self._folder.put_manifest(done)
             store.settle()
             self._ensure_marked(done)
+        else:
+            store.settle()
         store.delete([self._mark])
         return done
 

@@ -211,10 +211,8 @@ def _new_row(
 
 def _sent_before(repository: "Repository", backup: model.Backup) -> _Sent | None:
     """Return a backup whose manifest was written before a crash."""
-    try:
-        return _Sent(repository.manifest(backup.volume_uuid, backup.uuid))
-    except NotFound:
-        return None
+    manifest = repository.made(backup.volume_uuid, backup.uuid)
+    return None if manifest is None else _Sent(manifest)
 
 
 def _send(engine: Engine, backup: model.Backup, repository: "Repository", work: Work, what: str) -> _Sent:

@@ -1,6 +1,7 @@
 """kernel/tree: a cursor that never leaves its tree, and vanish, which removes whatever a container's root made."""
 
 import errno
+import itertools
 import os
 import resource
 import signal
@@ -9,6 +10,7 @@ import stat
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -397,3 +399,16 @@ def test_a_killed_vanish_can_be_ended(btrfs: Path, step: int) -> None:
     assert (btrfs / "doomed").exists()
     tree.vanish(btrfs / "doomed")
     assert os.listdir(btrfs) == []
+
+
+def test_empty_directories_take_time_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    doomed = tmp_path / "doomed"
+    for number in range(100):
+        (doomed / str(number)).mkdir(parents=True)
+    clock = itertools.count()
+    monkeypatch.setattr(time, "monotonic", lambda: next(clock))
+    with pytest.raises(TimeoutError):
+        tree.vanish(doomed, timeout_s=150)
+    assert 0 < len(os.listdir(doomed)) < 100
+    tree.vanish(doomed)
+    assert not doomed.exists()

@@ -207,15 +207,20 @@ def _make_writable(fd: int) -> None:
 def _empty(cursor: Cursor, deadline_s: float) -> list[str]:
     """Remove all but the directories, and return their names. Raises TimeoutError."""
     directories = []
+    _check_time(cursor, deadline_s)
     with os.scandir(cursor.fd) as entries:
         for entry in entries:
-            if time.monotonic() > deadline_s:
-                raise TimeoutError(errno.ETIMEDOUT, "it takes too long", cursor.path())
+            _check_time(cursor, deadline_s)
             if entry.is_dir(follow_symlinks=False):
                 directories.append(entry.name)
             else:
                 _removed(cursor, entry.name, os.unlink)
     return directories
+
+
+def _check_time(cursor: Cursor, deadline_s: float) -> None:
+    if time.monotonic() > deadline_s:
+        raise TimeoutError(errno.ETIMEDOUT, "it takes too long", cursor.path())
 
 
 def _removed(cursor: Cursor, name: str, remove: Callable[..., None]) -> bool:

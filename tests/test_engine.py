@@ -624,6 +624,21 @@ def test_a_tree_that_is_mounted_waits_and_its_row_with_it(bench: Bench) -> None:
 # Resize, properties, links, catalogue.
 
 
+def test_a_tree_that_is_pointed_to_is_never_removed_whatever_was_discarded(
+    bench: Bench, caplog: pytest.LogCaptureFixture
+) -> None:
+    volume = bench.create("db")
+    bench.write("db", "content")
+    one = freeze(bench.engine, volume, "one")
+    two = freeze(bench.engine, volume, "two")
+    snapshots.remove(bench.engine, volume, two)
+    trees.discard(bench.engine, volume.pool_id, volume.tree, one.tree)
+    bench.upkeep()
+    assert bench.driver.trees() == {volume.tree, one.tree} == bench.tree_rows()
+    assert bench.waiting() == set()
+    assert "keys=s1,v1.1 result=they are pointed to, and stay" in caplog.text
+
+
 def test_a_resize_that_is_refused_leaves_the_size(bench: Bench) -> None:
     bench.create("db", size="4M")
     with pytest.raises(Invalid, match="cannot shrink"):

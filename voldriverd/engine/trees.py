@@ -56,6 +56,11 @@ class Garbage:
             self._waiting[pool_id].discard(key)
             self._removed[pool_id].add(key)
 
+    def forget(self, pool_id: model.PoolId, keys: Iterable[Key]) -> None:
+        """Leave trees alone that were noted by mistake."""
+        with self._lock:
+            self._waiting[pool_id].difference_update(keys)
+
     def take_removed(self, pool_id: model.PoolId) -> set[Key]:
         """Return and forget the keys that await a sync."""
         with self._lock:
@@ -84,7 +89,12 @@ def collect(engine: "Engine", pool_id: model.PoolId) -> int:
 
 def _collect(engine: "Engine", pool_id: model.PoolId) -> int:
     driver = engine.pools.driver(pool_id)
-    gone = [key for key in sorted(engine.garbage.waiting(pool_id)) if _is_removed(driver, key)]
+    waiting = engine.garbage.waiting(pool_id)
+    pointed = engine.store.pointed_among(waiting) if waiting else set()
+    if pointed:  # our own bug, and the last moment at which it costs nothing
+        _log.error("verb=collect keys=%s result=they are pointed to, and stay", ",".join(sorted(pointed)))
+        engine.garbage.forget(pool_id, pointed)
+    gone = [key for key in sorted(waiting - pointed) if _is_removed(driver, key)]
     engine.pools.driver(pool_id)  # in a pool that is not there any more nothing was removed
     for key in gone:
         engine.garbage.note_removed(pool_id, key)

@@ -361,6 +361,17 @@ class Store:
         )
         return {Key(row[0]) for row in found}
 
+    def pointed_among(self, keys: Iterable[Key]) -> set[Key]:
+        """Return those of some trees that a volume, snapshot or backup points to, by the numbers in their keys."""
+        asked = set(keys)
+        numbers = json.dumps([model.key_number(key)[1] for key in asked if not key.startswith("v")])
+        found = self._select(
+            "SELECT key FROM snapshots WHERE id IN (SELECT value FROM json_each(?1)) UNION ALL "
+            "SELECT key FROM backups WHERE id IN (SELECT value FROM json_each(?1))",
+            numbers,
+        )
+        return asked & {*(volume.key for volume in self.volumes()), *(Key(row[0]) for row in found if row[0])}
+
     def _open(self) -> None:
         """Open both connections and read; on a full disk the journal, a new file, may take some of the ballast."""
         while True:

@@ -17,12 +17,13 @@ from tests.s3 import Server
 from voldriverd import errors
 from voldriverd.backup import manifest as manifests
 from voldriverd.backup import pruning, transfer, writing
-from voldriverd.backup.faults import Damaged, Fault
+from voldriverd.backup.faults import Damage, Damaged, Fault
 from voldriverd.backup.manifest import Manifest
 from voldriverd.backup.objects import Entry
 from voldriverd.backup.pruning import Pruned
 from voldriverd.backup.repository import GRACE_S, Repository
 from voldriverd.backup.retries import Retries
+from voldriverd.backup.volumes import Folder
 from voldriverd.backup.writing import Writing
 from voldriverd.driver import PART_MAX
 
@@ -525,6 +526,21 @@ def test_prune_goes_on_for_no_longer_than_its_mark_counts(near: Site, monkeypatc
         monkeypatch.setattr(folder.store, "delete", noted)
         assert prune(repository).chunks == 3
         assert deletes == ["chunks", "pruning"] * 3
+
+
+def test_a_backup_that_was_away_only_when_it_was_read_keeps_its_chunks(
+    site: Site, repository: Repository, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A share may lose sight of its files for a moment."""
+
+    def lose(folder: Folder, backup_uuid: str) -> Manifest:
+        raise Damaged("read", Damage(folder.uuid, backup_uuid, "it", "it is missing", is_missing=True))
+
+    backups.write(repository, backups.stream(b"1"))
+    names = site.names()
+    monkeypatch.setattr(Folder, "get_manifest", lose)
+    assert prune(repository).chunks == 0
+    assert site.names() == names
 
 
 def test_nothing_is_deleted_where_it_takes_too_long_to_look(near: Site, monkeypatch: pytest.MonkeyPatch) -> None:

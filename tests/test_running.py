@@ -44,6 +44,35 @@ def test_a_daemon_whose_sockets_are_served_by_another_makes_no_image(tmp_path: P
         assert first.api("GET", "/v1").status == 200
 
 
+@pytest.mark.parametrize(
+    ("name", "driver", "reason"),
+    [
+        ("fast", "loop", "{path} is a pool of driver directory, not loop"),
+        ("slow", "directory", "{path} is pool fast; its section is [pools.fast]"),
+    ],
+)
+def test_a_pool_under_another_driver_or_name_is_refused_and_is_whole_when_that_is_mended(
+    tmp_path: Path, name: str, driver: str, reason: str
+) -> None:
+    path = tmp_path / "pool"
+    path.mkdir()
+    with Running(tmp_path / "d", config=f'[pools.fast]\ndriver = "directory"\npath = "{path}"\n') as daemon:
+        daemon.plugin("VolumeDriver.Create", Name="db")
+        daemon.stop()
+        before, right = sorted(path.rglob("*")), daemon.config_file.read_text()
+        daemon.config_file.write_text(f'[pools.{name}]\ndriver = "{driver}"\npath = "{path}"\n')
+        daemon.restart()
+        pools = {pool["name"]: pool for pool in daemon.api("GET", "/v1/storagepools").body["data"]}
+        assert (pools[name]["health"], pools[name]["transitioningMessage"]) == ("unavailable", reason.format(path=path))
+        assert reason.format(path=path) in daemon.plugin("VolumeDriver.Create", Name="web").body["Err"]
+        assert "pool fast is unavailable" in daemon.plugin("VolumeDriver.Mount", Name="db", ID="c1").body["Err"]
+        daemon.stop()
+        assert sorted(path.rglob("*")) == before
+        daemon.config_file.write_text(right)
+        daemon.restart()
+        assert daemon.plugin("VolumeDriver.Mount", Name="db", ID="c1").body["Err"] == ""
+
+
 @pytest.mark.parametrize("is_there", [False, True])
 def test_a_release_where_no_daemon_has_served_makes_nothing(tmp_path: Path, is_there: bool) -> None:  # noqa: FBT001 - a column
     absent = Running(tmp_path)

@@ -202,7 +202,8 @@ class Pools:
             raise Invalid(f"no pool is configured for driver {wanted!r}; valid: {valid}", field="driver")
         candidates = [pool for pool in self if pool.row.driver == wanted and self._is_there(pool)]
         if not candidates:
-            reasons = "; ".join(f"{pool.row.name}: {pool.reason}" for pool in self if pool.row.driver == wanted)
+            asked = [pool for pool in self if wanted in {pool.row.driver, pool.spec and pool.spec.driver}]
+            reasons = "; ".join(f"{pool.row.name}: {pool.reason}" for pool in asked)
             raise Unusable(f"no pool of driver {wanted} is available: {reasons}")
         sound = [pool for pool in candidates if pool.health is model.Health.AVAILABLE] or candidates
         if len(sound) == 1:
@@ -234,6 +235,7 @@ class Pools:
             raise Unusable(f"{spec.path} is not mounted or was emptied: its marker file {MARKER} is missing")
         if found["uuid"] != row.uuid:
             raise Unusable(f"{spec.path} holds another pool: uuid {found['uuid']} instead of {row.uuid}")
+        _check_driver(spec, found)
         if row.path != str(spec.path):
             self._store.commit(lambda write: write.put_pool_path(row.id, str(spec.path)))
         return model.Pool(row.id, row.uuid, row.name, spec.driver, str(spec.path))
@@ -247,14 +249,16 @@ class Pools:
             spec.path.chmod(0o700)
             found = {"uuid": str(uuid.uuid4()), "driver": spec.driver, "version": "1"}
             fs.write_durably(spec.path / MARKER, json.dumps(found).encode())
+        other = next((row for row in self._store.pools() if row.uuid == found["uuid"]), None)
+        if other is not None:
+            raise Unusable(f"{spec.path} is pool {other.name}; its section is [pools.{other.name}]")
         count = 0 if self._is_rebuilding else remembered.read(spec.path).volume_count
         if count:
             raise Unusable(
                 f"the database does not know this pool, and its catalogue tells of volumes ({count}): was it lost? "
                 f"voldriverd rebuild makes it anew; to give these volumes up, remove {spec.path / remembered.FILE_NAME}"
             )
-        if found["driver"] != spec.driver:
-            raise Unusable(f"{spec.path} is a pool of driver {found['driver']}, not {spec.driver}")
+        _check_driver(spec, found)
         row = model.Pool(
             model.PoolId(self._store.reserve_id("pools")), found["uuid"], spec.name, spec.driver, str(spec.path)
         )
@@ -279,6 +283,12 @@ class Pools:
             return
         row = model.Pool(model.PoolId(-len(self._pools) - 1), "", spec.name, spec.driver, str(spec.path))
         self._pools[row.id] = Pool(row, spec, reason=reason)
+
+
+def _check_driver(spec: Spec, found: dict[str, str]) -> None:
+    """Refuse a pool that another driver keeps: it would make trees among those that are no trees for it."""
+    if found["driver"] != spec.driver:
+        raise Unusable(f"{spec.path} is a pool of driver {found['driver']}, not {spec.driver}")
 
 
 def _unopened(row: model.Pool, spec: Spec | None) -> str:

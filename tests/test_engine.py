@@ -18,6 +18,7 @@ from voldriverd import model, store
 from voldriverd.driver import Capability, Key, TreeOptions
 from voldriverd.engine import (
     failures,
+    markers,
     mounts,
     pools,
     recovery,
@@ -31,7 +32,7 @@ from voldriverd.engine import (
 )
 from voldriverd.engine.context import Limits
 from voldriverd.errors import Exists, InUse, Invalid, NotFound, Unsupported, Unusable
-from voldriverd.kernel import mount, tree
+from voldriverd.kernel import fs, mount, tree
 from voldriverd.model import SnapshotState, VolumeState
 from voldriverd.store.write import Write
 
@@ -905,6 +906,39 @@ def test_another_pool_in_the_place_is_refused(bench: Bench) -> None:
     bench.restart()
     with pytest.raises(Unusable, match="holds another pool"):
         bench.mount("db")
+
+
+def opened_for(bench: Bench, root: Path) -> pools.Pool:
+    """Open the pool of a bench as the daemon of a root does."""
+    specs = [pools.Spec("memory", "memory", bench.pool_root, lambda path: Memory(path, bench.engine.mounts))]
+    opened = pools.Pools(bench.store, specs, default_driver="memory", root=root)
+    opened.open_all(lambda *_: None)
+    return next(iter(opened))
+
+
+def test_a_pool_is_taken_from_a_root_whose_daemon_has_ended_and_from_no_other(bench: Bench, tmp_path: Path) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    first.mkdir()
+    with fs.locked(first / markers.LOCK):
+        for _ in range(2):
+            assert opened_for(bench, first).trouble is None
+        assert f"is used by the voldriverd that runs on root {first}" in str(opened_for(bench, second).trouble)
+    assert opened_for(bench, second).trouble is None
+    tree.vanish(first)  # a root that was moved
+    assert opened_for(bench, first).trouble is None
+    assert json.loads((bench.pool_root / markers.MARKER).read_text())["root"] == str(first)
+
+
+def test_a_pool_whose_marker_cannot_be_written_is_served(
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def read_only(*_: object) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr(fs, "write_durably", read_only)
+    assert opened_for(bench, tmp_path).trouble is None
+    assert "its marker does not name our root" in caplog.text
+    assert "root" not in json.loads((bench.pool_root / markers.MARKER).read_text())
 
 
 @pytest.mark.parametrize("is_there", [True, False])

@@ -25,7 +25,7 @@ from voldriverd.api.rancher import events, schemas
 from voldriverd.api.rancher.problems import Problem
 from voldriverd.cli import events as cli_events
 from voldriverd.cli.connection import Connection, Place
-from voldriverd.engine import pools
+from voldriverd.engine import markers
 from voldriverd.errors import Unusable
 from voldriverd.runner import CAUSE
 from voldriverd.service import Service
@@ -497,7 +497,7 @@ def test_a_pool_that_comes_back_is_told_and_one_that_does_not_is_not(bench: Benc
         (pool,) = bench.engine.pools
         assert pool.driver is not None
         pool.driver = None
-        marker = bench.pool_root / pools.MARKER
+        marker = bench.pool_root / markers.MARKER
         marker.rename(bench.pool_root / "away")
         await service.open_pools()
         (bench.pool_root / "away").rename(marker)

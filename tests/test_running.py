@@ -44,6 +44,32 @@ def test_a_daemon_whose_sockets_are_served_by_another_makes_no_image(tmp_path: P
         assert first.api("GET", "/v1").status == 200
 
 
+def trouble(daemon: Running) -> str | None:
+    """Return why the pool of a daemon is not open."""
+    message: str | None = daemon.api("GET", "/v1/storagepools").body["data"][0]["transitioningMessage"]
+    return message
+
+
+def test_a_pool_is_of_one_daemon_at_a_time(tmp_path: Path) -> None:
+    config = f'[pools.fast]\ndriver = "directory"\npath = "{tmp_path}/pool"\n'
+    linked = tmp_path / "linked"
+    linked.symlink_to(tmp_path / "one")
+    with Running(tmp_path / "one", config=config) as first, Running(tmp_path / "two", config=config) as second:
+        refused = f"{tmp_path}/pool is used by the voldriverd that runs on root {first.root}"
+        assert refused in second.plugin("VolumeDriver.Create", Name="db").body["Err"]
+        assert refused in str(trouble(second))
+        assert first.plugin("VolumeDriver.Create", Name="db").body == {"Err": ""}
+        first.restart()
+        assert trouble(first) is None
+        first.stop()
+        second.restart()
+        assert "the database does not know this pool" in str(trouble(second))
+    with Running(linked, config=config) as again:
+        assert trouble(again) is None
+        again.restart()
+        assert trouble(again) is None
+
+
 @pytest.mark.parametrize(
     ("name", "driver", "reason"),
     [

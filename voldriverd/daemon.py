@@ -31,7 +31,7 @@ from voldriverd import embedded, greeting, health, model, service, sockets, stor
 from voldriverd.api import auth, docker, middleware, rancher, tcp, tls
 from voldriverd.api.auth import audit
 from voldriverd.driver import Driver, StreamFormat
-from voldriverd.engine import mounts, pools, recovery, targets
+from voldriverd.engine import markers, mounts, pools, recovery, targets
 from voldriverd.engine import rebuild as rebuilding
 from voldriverd.engine.context import Engine, Limits, utc_now
 from voldriverd.errors import Error, Exists, InUse, Unusable
@@ -88,7 +88,7 @@ def build(config: configuration.Config) -> Engine:
     boot_id = BOOT_ID.read_text().strip()
     limits = Limits(config.trash_retention_s, config.reserve)
     specs = _configured(config) if config.pools else _embedded(config, is_known=bool(database.pools()))
-    opened = pools.Pools(database, specs, default_driver=config.default_driver)
+    opened = pools.Pools(database, specs, default_driver=config.default_driver, root=config.root.resolve())
     places = targets.Targets(map(_target, config.targets), default_name=config.default_target)
     return Engine(
         config.root,
@@ -184,7 +184,9 @@ def rebuild(config: configuration.Config, is_agreed: Callable[[list[str]], bool]
 def _look(config: configuration.Config, database: store.Store) -> list[rebuilding.Found]:
     specs = _configured(config) if config.pools else _embedded(config, is_known=True)
     found: list[rebuilding.Found] = []
-    opened = pools.Pools(database, specs, default_driver=config.default_driver, is_rebuilding=True)
+    opened = pools.Pools(
+        database, specs, default_driver=config.default_driver, root=config.root.resolve(), is_rebuilding=True
+    )
     opened.open_all(lambda pool, driver: found.append(rebuilding.look(pool, driver)))
     absent = [f"pool {pool.row.name}: {pool.reason}" for pool in opened if pool.driver is None]
     if absent:
@@ -316,7 +318,7 @@ def _lock(root: Path) -> Iterator[None]:
     root.mkdir(0o711, parents=True, exist_ok=True)
     with ExitStack() as stack:
         try:
-            stack.enter_context(fs.locked(root / "lock"))
+            stack.enter_context(fs.locked(root / markers.LOCK))
         except BlockingIOError as err:
             raise InUse(f"cannot use root {root}: another voldriverd does") from err
         yield

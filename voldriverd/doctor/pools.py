@@ -11,7 +11,7 @@ from voldriverd import embedded, names
 from voldriverd.doctor.finding import Check, Finding, Level, Trouble, fine, told
 from voldriverd.doctor.known import Known
 from voldriverd.doctor.scope import Place, Scope
-from voldriverd.engine.pools import MARKER
+from voldriverd.engine.markers import MARKER
 from voldriverd.kernel import btrfs, mount
 
 UNAVAILABLE: Final = Trouble(

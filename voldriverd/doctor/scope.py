@@ -12,7 +12,7 @@ from voldriverd import embedded, store
 from voldriverd.config import Config, PoolConfig
 from voldriverd.doctor import known
 from voldriverd.doctor.known import Known
-from voldriverd.engine import pools
+from voldriverd.engine import markers
 from voldriverd.errors import Error
 from voldriverd.kernel import fs, mount
 from voldriverd.store import look
@@ -130,7 +130,7 @@ def lock_holder(path: Path) -> int | None:
 
 def is_there(pool: Path) -> bool:
     """Tell whether a pool's file system is mounted where it should be, by its marker."""
-    return (pool / pools.MARKER).exists()
+    return (pool / markers.MARKER).exists()
 
 
 def on_disk(pool: Path) -> set[str] | None:

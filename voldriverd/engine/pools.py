@@ -7,7 +7,6 @@ unmounted while it is served becomes so with the next verb: what is seen at its 
 was opened. It is opened again, with all that recovery does, when it is back.
 """
 
-import json
 import os
 import uuid
 from collections.abc import Callable, Iterator
@@ -17,11 +16,10 @@ from typing import Final
 
 from voldriverd import model, store
 from voldriverd.driver import Driver, Key
-from voldriverd.engine import failures, remembered
+from voldriverd.engine import failures, markers, remembered
 from voldriverd.errors import Error, Invalid, Unsupported, Unusable
 from voldriverd.kernel import counters, fs
 
-MARKER: Final = ".voldriver-pool"
 _TABLES: Final = {"v": "volumes", "s": "snapshots", "b": "backups"}
 """Whose ids the letters of keys belong to."""
 
@@ -78,12 +76,20 @@ class Pools:
     """All pools that are configured or that some volume lies in."""
 
     def __init__(
-        self, database: store.Store, specs: list[Spec], *, default_driver: str, is_rebuilding: bool = False
+        self,
+        database: store.Store,
+        specs: list[Spec],
+        *,
+        default_driver: str,
+        root: Path | None = None,
+        is_rebuilding: bool = False,
     ) -> None:
         """Take what is configured and what the database knows; nothing is opened yet.
 
-        `is_rebuilding`: pools with volumes that the database does not know are what one is here for.
+        `root`: whose pools they are; None: nobody's, and nobody is asked. `is_rebuilding`: pools with volumes that the
+        database does not know are what one is here for, and nothing in them is changed.
         """
+        self._root = root
         self._is_rebuilding = is_rebuilding
         self._store = database
         self._specs = {spec.name: spec for spec in specs}
@@ -215,11 +221,13 @@ class Pools:
             if spec.prepare is not None:
                 spec.prepare()
             row = self._identify(spec, row)
+            if self._root is not None and not self._is_rebuilding:
+                markers.sign(spec.path, self._root)
             identity = _identity(spec.path)
             driver = spec.make(spec.path)
             driver.open()
             on_disk = driver.trees()
-            if _identity(spec.path) != identity or _read_marker(spec.path) is None:
+            if _identity(spec.path) != identity or markers.read(spec.path) is None:
                 raise Unusable(_why_gone(spec.path))  # what was opened may be the directory beneath, and empty
         for key in on_disk:
             letter, number = model.key_number(key)
@@ -228,11 +236,13 @@ class Pools:
         return Pool(row, spec, reason="it is being recovered", identity=identity), driver
 
     def _identify(self, spec: Spec, row: model.Pool | None) -> model.Pool:
-        found = _read_marker(spec.path)
+        found = markers.read(spec.path)
+        if found is not None and self._root is not None:
+            markers.ensure_left(spec.path, found, self._root)
         if row is None:
             return self._begin(spec, found)
         if found is None:
-            raise Unusable(f"{spec.path} is not mounted or was emptied: its marker file {MARKER} is missing")
+            raise Unusable(f"{spec.path} is not mounted or was emptied: its marker file {markers.MARKER} is missing")
         if found["uuid"] != row.uuid:
             raise Unusable(f"{spec.path} holds another pool: uuid {found['uuid']} instead of {row.uuid}")
         _check_driver(spec, found)
@@ -248,7 +258,7 @@ class Pools:
                 raise Unusable(f"{spec.path} is neither empty nor a pool: it holds {foreign[0].name}")
             spec.path.chmod(0o700)
             found = {"uuid": str(uuid.uuid4()), "driver": spec.driver, "version": "1"}
-            fs.write_durably(spec.path / MARKER, json.dumps(found).encode())
+            markers.write(spec.path, found)
         other = next((row for row in self._store.pools() if row.uuid == found["uuid"]), None)
         if other is not None:
             raise Unusable(f"{spec.path} is pool {other.name}; its section is [pools.{other.name}]")
@@ -311,15 +321,3 @@ def _why_gone(path: Path) -> str:
     except OSError as err:  # a file system that was shut down (xfs), or a server that died
         return f"{path} fails: {err.strerror}"
     return f"{path} was unmounted, or something else was mounted there"
-
-
-def _read_marker(path: Path) -> dict[str, str] | None:
-    try:
-        text = (path / MARKER).read_bytes()
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    try:
-        found = json.loads(text)
-        return {name: str(found[name]) for name in ("uuid", "driver", "version")}
-    except (ValueError, KeyError, TypeError) as err:
-        raise Unusable(f"{path / MARKER} is damaged: it is not the marker of a pool") from err

@@ -158,6 +158,21 @@ def locked(path: Path) -> Iterator[None]:
         os.close(fd)
 
 
+def is_locked(path: Path) -> bool:
+    """Tell whether somebody has a file locked by `locked`; one that is not there is not. Raises OSError."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(fd)
+    return False
+
+
 def reflink(source_fd: int, target_fd: int) -> None:
     """Share all extents of a file with an empty one (ioctl_ficlone(2)). Raises OSError (EOPNOTSUPP, EXDEV, EINVAL)."""
     ioctl.call(target_fd, FICLONE, source_fd)

@@ -49,8 +49,10 @@ def test_a_thread_is_told_by_its_name(left: Left) -> None:
 
 
 def test_a_child_is_told_by_its_name(left: Left) -> None:
-    with subprocess.Popen(["cat"], stdin=subprocess.PIPE) as process:
-        assert f"child {process.pid} (cat)" in left()
+    with subprocess.Popen(["sh", "-c", "echo; cat"], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()  # the kernel gives it its name a moment after Popen has returned
+        assert f"child {process.pid} (sh)" in left()
 
 
 def test_a_temporary_file_is_told_by_its_path(left: Left) -> None:

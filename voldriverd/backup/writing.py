@@ -74,9 +74,8 @@ class Writing:
         if done is None:
             self._wait_for_pruning(now)
             draft = self._after_parent()
-            if not (
-                is_afresh or (is_first and self._stream.is_incremental)
-            ):  # nobody else has sent what only changed now
+            is_new_to_all = is_first and self._stream.is_incremental  # nobody else has sent what only changed now
+            if not (is_afresh or is_new_to_all):
                 self._look_for_chunks(now)
             done = replace(draft, body=self._send(progress))
             store.settle()

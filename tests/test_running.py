@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.running import SMALL, Running
+from tests.running import SMALL, Running, pools_config
 from voldriverd.kernel import mount
 
 pytestmark = pytest.mark.root
@@ -51,7 +51,7 @@ def trouble(daemon: Running) -> str | None:
 
 
 def test_a_pool_is_of_one_daemon_at_a_time(tmp_path: Path) -> None:
-    config = f'[pools.fast]\ndriver = "directory"\npath = "{tmp_path}/pool"\n'
+    config = pools_config(fast=("directory", tmp_path / "pool"))
     linked = tmp_path / "linked"
     linked.symlink_to(tmp_path / "one")
     with Running(tmp_path / "one", config=config) as first, Running(tmp_path / "two", config=config) as second:
@@ -82,11 +82,11 @@ def test_a_pool_under_another_driver_or_name_is_refused_and_is_whole_when_that_i
 ) -> None:
     path = tmp_path / "pool"
     path.mkdir()
-    with Running(tmp_path / "d", config=f'[pools.fast]\ndriver = "directory"\npath = "{path}"\n') as daemon:
+    with Running(tmp_path / "d", config=pools_config(fast=("directory", path))) as daemon:
         daemon.plugin("VolumeDriver.Create", Name="db")
         daemon.stop()
         before, right = sorted(path.rglob("*")), daemon.config_file.read_text()
-        daemon.config_file.write_text(f'[pools.{name}]\ndriver = "{driver}"\npath = "{path}"\n')
+        daemon.config_file.write_text(pools_config(**{name: (driver, path)}))
         daemon.restart()
         pools = {pool["name"]: pool for pool in daemon.api("GET", "/v1/storagepools").body["data"]}
         assert (pools[name]["health"], pools[name]["transitioningMessage"]) == ("unavailable", reason.format(path=path))

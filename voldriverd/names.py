@@ -318,6 +318,8 @@ def mount_options(text: str, *, field: str = "mountOptions") -> str:
 
 def parse_options(options: Mapping[str, object], *, drivers: Iterable[str] = DRIVERS) -> VolumeOptions:
     """Parse the options of a new volume; numbers and booleans of JSON are taken as their text. Raises Invalid."""
+    if not options:  # as most have none
+        return VolumeOptions()
     texts = {key: as_text(value, field=key) for key, value in options.items()}
     labels = {key.removeprefix(_LABEL): texts.pop(key) for key in list(texts) if key.startswith(_LABEL)}
     for key, text in texts.items():

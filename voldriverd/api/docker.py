@@ -8,6 +8,7 @@ Content types are ignored. With `--log-level debug` every call is a line of the 
 
 import asyncio
 import contextlib
+import functools
 import json
 import logging
 import re
@@ -124,33 +125,33 @@ class Plugin:
     async def _capabilities(self, _request: web.BaseRequest, _body: _Body) -> _Answer:
         return {"Capabilities": {"Scope": "local"}}
 
-    async def _create(self, _request: web.BaseRequest, body: _Body) -> _Answer:
+    async def _create(self, _request: web.BaseRequest, body: _Body) -> bytes:
         name = names.volume_name(_text(body, "Name"))
         given = _options(body)
         request = creation.Request(name, names.parse_options(given), given)
         await self._service.create(request, answer_s=CREATE_ANSWER_S)
-        return {}
+        return _NOTHING
 
-    async def _remove(self, _request: web.BaseRequest, body: _Body) -> _Answer:
+    async def _remove(self, _request: web.BaseRequest, body: _Body) -> bytes:
         volume = self._service.store.volume_named(_text(body, "Name"))
         with contextlib.suppress(NotFound):  # it went meanwhile; a missing one is success: dockerd repeats
             if volume is not None:
                 await self._service.remove(volume.id)
-        return {}
+        return _NOTHING
 
     async def _mount(self, request: web.BaseRequest, body: _Body) -> _Answer:
         volume, holder = self._volume(body), _holder(body)
         path = await self._service.mount(volume.id, holder, peer_pid=peers.pid(request))
         return {"Mountpoint": str(path)}
 
-    async def _unmount(self, request: web.BaseRequest, body: _Body) -> _Answer:
+    async def _unmount(self, request: web.BaseRequest, body: _Body) -> bytes:
         volume, holder = self._service.store.volume_named(_text(body, "Name")), _holder(body)
         if volume is not None:
             await self._service.unmount(volume.id, holder, peer_pid=peers.pid(request))
-        return {}
+        return _NOTHING
 
-    async def _path(self, _request: web.BaseRequest, body: _Body) -> _Answer:
-        return {"Mountpoint": self._mountpoint(self._volume(body))}
+    async def _path(self, _request: web.BaseRequest, body: _Body) -> bytes:
+        return _mounted_at(self._mountpoint(self._volume(body)))
 
     async def _get(self, _request: web.BaseRequest, body: _Body) -> bytes:
         volume = self._volume(body)
@@ -309,6 +310,14 @@ def _respond(status: int, answer: _Answer | bytes) -> web.Response:
 def _encode(answer: _Answer) -> bytes:
     answer.setdefault("Err", "")
     return json.dumps(answer).encode()
+
+
+@functools.lru_cache(maxsize=WRITTEN_MAX)
+def _mounted_at(mountpoint: str) -> bytes:
+    return _encode({"Mountpoint": mountpoint})
+
+
+_NOTHING: Final = _encode({})
 
 
 def _error(status: int, text: str) -> web.Response:

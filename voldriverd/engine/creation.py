@@ -3,12 +3,15 @@
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
+from typing import Final
 
 from voldriverd import model, names
 from voldriverd.driver import Driver, Key, TreeOptions
 from voldriverd.engine import pools, space, use
 from voldriverd.engine.context import Engine
 from voldriverd.errors import Exists, Invalid, NotFound, Unsupported
+
+_DEFAULTS: Final = TreeOptions()
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,8 +42,9 @@ def plan(engine: Engine, request: Request, volume_id: model.VolumeId) -> Plan:
     if options.source is None:
         pool = engine.pools.choose(driver=options.driver, name=options.pool)
         driver = engine.pools.driver(pool.row.id)
-        ensure_honoured(engine, pool, driver, options)
-        made, source = driver.complete(asked_of_tree(options)), None
+        asked = asked_of_tree(options)
+        ensure_honoured(engine, pool, driver, asked)
+        made, source = driver.complete(asked), None
     else:
         origin = find_origin(engine, options.source, what)
         pool, made, source = engine.pools.get(origin.pool_id), _inherited(engine, origin, options, what), origin.key
@@ -163,18 +167,17 @@ def _inherited(engine: Engine, origin: Origin, options: names.VolumeOptions, wha
     if options.size_bytes is None:
         return have
     driver = engine.pools.driver(origin.pool_id)
-    ensure_honoured(
-        engine, engine.pools.get(origin.pool_id), driver, names.VolumeOptions(size_bytes=options.size_bytes)
-    )
+    ensure_honoured(engine, engine.pools.get(origin.pool_id), driver, TreeOptions(size_bytes=options.size_bytes))
     if origin.size_bytes is not None and options.size_bytes < origin.size_bytes:
         sizes = names.format_size(options.size_bytes), names.format_size(origin.size_bytes)
         raise Invalid(f"{what}: size {sizes[0]} is below its source's {sizes[1]}", field="size")
     return replace(have, size_bytes=options.size_bytes)
 
 
-def ensure_honoured(engine: Engine, pool: pools.Pool, driver: Driver, options: names.VolumeOptions) -> None:
+def ensure_honoured(engine: Engine, pool: pools.Pool, driver: Driver, asked: TreeOptions) -> None:
     """Refuse options that a pool's driver cannot honour. Raises Unsupported, naming the drivers that can."""
-    asked = asked_of_tree(options)
+    if asked == _DEFAULTS:
+        return
     for each in fields(asked):
         option = each.name.removesuffix("_bytes")
         if getattr(asked, each.name) in {None, False} or option in driver.options:

@@ -225,7 +225,7 @@ def _plan(
             raise Invalid(f"{what}: option {name} does not go with a backup, which has its own", field=name)
     pool = _pool(engine, asked, supply)
     driver = engine.pools.driver(pool.row.id)
-    creation.ensure_honoured(engine, pool, driver, asked)
+    creation.ensure_honoured(engine, pool, driver, creation.asked_of_tree(asked))
     made = _like_backup(driver, asked, supply)
     space.ensure_reserve(engine, pool, what)
     _ensure_room(pool, made, supply, what)

@@ -47,12 +47,10 @@ class Write:
         """Delete the rows of trees whose removal is durable."""
         self._connection.executemany("DELETE FROM trees WHERE key = ?", [(key,) for key in keys])
 
-    def put(self, row: model.Volume | model.Snapshot) -> None:
-        """Insert or replace a row."""
-        if isinstance(row, model.Volume):
-            self.put_volume(row)
-        else:
-            self.put_snapshot(row)
+    def put_state(self, row: model.Volume | model.Snapshot) -> None:
+        """Write the state of a row that is there."""
+        table = "volumes" if isinstance(row, model.Volume) else "snapshots"
+        self._connection.execute(f"UPDATE {table} SET state = ? WHERE id = ?", (row.state.value, row.id))
 
     def note(self, row: model.Volume | model.Snapshot) -> None:
         """Note what the memory must learn of a row that was put, or will be."""

@@ -228,6 +228,8 @@ def _committed(service: Service, commit: model.Commit) -> Iterator[_Event]:
         yield _mount(service, mount, "active")
     for mount in commit.released:
         yield _mount(service, mount, "removed")
+    if not (commit.held or commit.released):
+        return
     told = {row.id for row in commit.rows if isinstance(row, model.Volume)}
     for volume_id in sorted({mount.volume_id for mount in (*commit.held, *commit.released)} - told):
         volume, begun = (

@@ -129,12 +129,13 @@ class Btrfs:
     def clone(self, source: Key, target: Key, *, read_only: bool) -> None:
         """Snapshot a tree; the clone has its limit, and is committed when this returns."""
         with btrfs.opened(self._trees) as trees, self._tree("clone", source) as fd:
-            self._check_absent("clone", target)
             subvolume_id = btrfs.subvolume_id(fd)
             charge = self._charge(subvolume_id)
             limit = None if charge is None else _limit_of_clone(trees, subvolume_id, charge)
             try:
-                self._snapshot(fd, trees, target, read_only=read_only, limit=limit)
+                self._snapshot(fd, subvolume_id, trees, target, read_only=read_only, limit=limit)
+            except FileExistsError as err:
+                raise _exists("clone", target) from err
             except OSError as err:
                 if err.errno != errno.ETXTBSY:
                     raise
@@ -159,7 +160,7 @@ class Btrfs:
                 fd = os.open(source, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
                 try:
                     limit = self._limit_of_adopted(fd, options)
-                    self._snapshot(fd, trees, key, read_only=read_only, limit=limit)
+                    self._snapshot(fd, btrfs.subvolume_id(fd), trees, key, read_only=read_only, limit=limit)
                 finally:
                     os.close(fd)
                 return Adopted.INSTANT
@@ -230,7 +231,8 @@ class Btrfs:
             if group is None:
                 return Usage(None, None, None)
             if self._quota is Mode.FULL:
-                return Usage(group.referenced_bytes, group.exclusive_bytes, group.limit_bytes)
+                exclusive_bytes = qgroup.exclusive_bytes(self._file_system_id, subvolume_id)
+                return Usage(group.referenced_bytes, exclusive_bytes, group.limit_bytes)
             inherited = qgroup.inherited(fd, subvolume_id)
             return Usage(inherited + group.referenced_bytes, None, group.limit_bytes)
 
@@ -313,12 +315,16 @@ class Btrfs:
         fs.sync_directory(self._trees)
         return (_NOCOW_NOTE,) if options.nocow else ()
 
-    def _snapshot(self, fd: int, trees: int, target: Key, *, read_only: bool, limit: btrfs.Limit | None) -> None:
-        """Snapshot a subvolume with those nested in it; committed when this returns."""
-        inside = btrfs.descendants(fd, btrfs.subvolume_id(fd))
+    def _snapshot(
+        self, fd: int, subvolume_id: int, trees: int, target: Key, *, read_only: bool, limit: btrfs.Limit | None
+    ) -> None:
+        """Snapshot a subvolume with those nested in it; committed when this returns. Raises OSError (EEXIST)."""
+        inside = btrfs.descendants(fd, subvolume_id)
         if not inside:
             btrfs.snapshot(fd, trees, target, read_only=read_only, limit=limit)
             return
+        if os.path.lexists(self._trees / target):
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), target)
         with _part(trees, target) as part:
             nested.snapshot(fd, inside, trees, part, read_only=read_only, limit=limit)
         fs.sync_directory(self._trees)
@@ -326,7 +332,7 @@ class Btrfs:
     @contextmanager
     def _tree(self, verb: str, key: Key) -> Iterator[int]:
         """Open a tree's root directory. Raises NotFound."""
-        path = self._trees / key
+        path = f"{self._trees}/{key}"
         if not _is_subvolume(path):
             raise NotFound(f"cannot {verb} tree {key}: there is none")
         with btrfs.opened(path) as fd:
@@ -425,9 +431,9 @@ def _is_plain(options: TreeOptions) -> bool:
     return not (options.nocow or any((options.compression, options.uid, options.gid))) and options.mode in {None, _MODE}
 
 
-def _is_subvolume(path: Path) -> bool:
+def _is_subvolume(path: Path | str) -> bool:
     try:
-        return path.lstat().st_ino == btrfs.BTRFS_FIRST_FREE_OBJECTID
+        return os.lstat(path).st_ino == btrfs.BTRFS_FIRST_FREE_OBJECTID
     except FileNotFoundError:
         return False
 

@@ -157,8 +157,9 @@ def test_a_quota_group_that_goes_while_it_is_read_is_none_and_keeps_no_pool_clos
         identity = bench.driver._file_system_id  # type: ignore[attr-defined] # of the btrfs driver
         with monkeypatch.context() as patch, btrfs.opened(bench.pool_root) as fd:
             patch.setattr(Path, "read_text", fail)
-            patch.setattr(qgroup, "_number", fail)
+            patch.setattr(qgroup, "_read", fail)
             assert qgroup.group(identity, 256) is None
+            assert qgroup.exclusive_bytes(identity, 256) is None
             qgroup.sweep(fd, identity)
 
 

@@ -36,6 +36,9 @@ from voldriverd.logs import Facts
 
 _log = logging.getLogger(__name__)
 _T = TypeVar("_T")
+_VolumeBegun = Callable[[model.Volume], None]
+_SnapshotBegun = Callable[[model.Snapshot], None]
+_RevertBegun = Callable[[snapshots.Reverted], None]
 
 WAIT_S: Final = 50.0
 """How long a call waits for a busy volume; dockerd gives up after 60 s."""
@@ -123,7 +126,7 @@ class Service:
     ) -> model.Volume:
         """Set a volume's size; `answer_s` as for `create`."""
 
-        def attempt(begun: Callable[[model.Volume], None]) -> Awaitable[model.Volume]:
+        def attempt(begun: _VolumeBegun) -> Awaitable[model.Volume]:
             def work(volume: model.Volume) -> model.Volume:
                 return volumes.resize(self.engine, volume, size_bytes, begun=begun)
 
@@ -175,7 +178,7 @@ class Service:
     ) -> model.Snapshot:
         """Freeze a volume's present content; `answer_s` as for `create`."""
 
-        def attempt(begun: Callable[[model.Snapshot], None]) -> Awaitable[model.Snapshot]:
+        def attempt(begun: _SnapshotBegun) -> Awaitable[model.Snapshot]:
             def work(volume: model.Volume) -> model.Snapshot:
                 return snapshots.create(self.engine, volume, wish, begun=begun)
 
@@ -200,7 +203,7 @@ class Service:
     ) -> snapshots.Reverted:
         """Give a volume the content of a snapshot; `answer_s` as for `create`."""
 
-        def attempt(begun: Callable[[snapshots.Reverted], None]) -> Awaitable[snapshots.Reverted]:
+        def attempt(begun: _RevertBegun) -> Awaitable[snapshots.Reverted]:
             def work(volume: model.Volume) -> snapshots.Reverted:
                 return snapshots.revert(self.engine, volume, self.snapshot_row(snapshot_id), begun=begun)
 
@@ -362,9 +365,7 @@ class Service:
         if any(pool.driver is None and pool.spec is not None for pool in self.engine.pools):
             await self.runner.run("recover", recovery.open_pools, self.engine)
 
-    async def _create(
-        self, request: creation.Request, begun: Callable[[model.Volume], None], wait_s: float
-    ) -> model.Volume:
+    async def _create(self, request: creation.Request, begun: _VolumeBegun, wait_s: float) -> model.Volume:
         what = f"cannot create volume {request.name}"
         about = functools.partial(self._about_new, request)
         source = request.options.source
@@ -395,7 +396,7 @@ class Service:
     async def _clone(
         self,
         request: creation.Request,
-        begun: Callable[[model.Volume], None],
+        begun: _VolumeBegun,
         volume_id: model.VolumeId,
         origin: model.Volume,
         wait_s: float,

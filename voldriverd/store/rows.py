@@ -112,7 +112,7 @@ def tree(row: tuple[Any, ...]) -> model.Tree:
     return model.Tree(
         key=Key(row[0]),
         pool_id=model.PoolId(row[1]),
-        options=TreeOptions(**json.loads(row[2])),
+        options=_made_with(row[2]),
         source=None if row[3] is None else Key(row[3]),
         is_settled=bool(row[4]),
     )
@@ -284,6 +284,11 @@ def pool(row: tuple[Any, ...]) -> model.Pool:
 @functools.lru_cache
 def _written(options: TreeOptions) -> str:
     return json.dumps({each.name: getattr(options, each.name) for each in fields(options)})
+
+
+@functools.lru_cache
+def _made_with(text: str) -> TreeOptions:
+    return TreeOptions(**json.loads(text))
 
 
 def _text(time: datetime | None) -> str | None:

@@ -19,6 +19,8 @@ from voldriverd.model import BackupState, Condition, SnapshotState, VolumeState
 from voldriverd.store import connection, schema
 from voldriverd.store.write import Write, summary
 
+JOURNAL_SLACK_BYTES = 16 * (24 + 4_096)
+"""One transaction begins before the journal is full and ends after it."""
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 POOL = model.Pool(model.PoolId(1), "pool-uuid", "fast", "btrfs", "/srv/fast")
 
@@ -207,6 +209,51 @@ def test_every_commit_waits_for_the_disk_but_one_that_is_implied(database: store
     with pytest.raises(RuntimeError):
         database.commit(failing, is_implied=True)
     assert database.commit(level) == full
+
+
+def test_a_commit_makes_the_journal_no_longer_until_it_is_used_anew(tmp_path: Path) -> None:
+    journal = tmp_path / f"{store.FILE_NAME}-wal"
+    with closing(store.Store(tmp_path)) as database:
+        length_bytes = journal.stat().st_size
+        database.commit(lambda write: write.add_pool(POOL))
+        for number in range(1, 400):
+            put(database, volume(number, f"v{number}"))
+            assert journal.stat().st_size <= length_bytes + JOURNAL_SLACK_BYTES
+        assert len(in_the_file(tmp_path)) == 399
+
+
+@pytest.mark.parametrize("failing", ["write", "fsync"])
+def test_a_journal_that_the_disk_does_not_take_longer_is_left_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: str
+) -> None:
+    written: list[int] = []
+    write = os.write
+
+    def some(fd: int, content: bytes) -> int:
+        if failing == "write" and len(written) > 2:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        written.append(write(fd, content[: 1 << 15]))
+        return written[-1]
+
+    def no_sync(_: int) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    journal = tmp_path / f"{store.FILE_NAME}-wal"
+    with closing(store.Store(tmp_path)) as database:
+        database.commit(lambda write: write.add_pool(POOL))
+        before = journal.read_bytes().rstrip(b"\0")
+        os.truncate(journal, len(before))
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "write", some)
+            if failing == "fsync":
+                patch.setattr(os, "fsync", no_sync)
+            connection.lengthen_journal(tmp_path / store.FILE_NAME)
+        assert written
+        assert journal.read_bytes() == before
+        put(database, volume(1, "db"))
+        assert in_the_file(tmp_path) == [volume(1, "db")]
+    connection.lengthen_journal(tmp_path / store.FILE_NAME)  # there is none after a clean end
+    assert not journal.exists()
 
 
 def test_what_is_foreseen_is_seen_at_once_and_written_with_the_next_commit(tmp_path: Path) -> None:
@@ -651,9 +698,10 @@ def test_vital_commits_succeed_on_a_full_disk_and_others_are_refused(tmp_path: P
     opened.commit(lambda write: write.add_pool(POOL))
     put(opened, volume(1, "db", description="x" * 1000))
     _fill(root)
-    with pytest.raises(Unusable, match="cannot write database"):
-        _put_many(opened)
+    with pytest.raises(Unusable, match=r"cannot write database .*: database or disk is full"):
+        put(opened, volume(2, "web"))  # although the journal has room
     assert opened.keep_ballast(), "a refused commit must not cost the ballast"
+    assert sorted(os.listdir(root)) == ["ballast", "filler", store.FILE_NAME, f"{store.FILE_NAME}-wal"]
     gone = volume(1, "db", state=VolumeState.REMOVED)
     opened.commit(lambda write: write.put_volume(gone), is_vital=True)
     assert opened.volume(gone.id) == gone
@@ -668,8 +716,3 @@ def _fill(root: Path) -> None:
                 pass
         except OSError as err:
             assert err.errno == errno.ENOSPC  # noqa: PT017 - the disk being full is the point
-
-
-def _put_many(database: store.Store) -> None:
-    for number in range(2, 2000):
-        put(database, volume(number, f"v{number}", description="x" * 1000))

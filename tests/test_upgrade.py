@@ -244,7 +244,7 @@ def test_the_copy_is_durable_before_anything_changes(old: Path, monkeypatch: pyt
     monkeypatch.setattr(fs, "rename_durably", noting_rename)
     monkeypatch.setattr(schema, "_run", noting_run)
     store.Store(old.parent).close()
-    assert happened == [".voldriver.db.aside.part", old.parent.name, "named", "changed"]
+    assert happened[:4] == [".voldriver.db.aside.part", old.parent.name, "named", "changed"]
 
 
 def test_the_newest_copies_are_kept_and_the_latest_whatever_the_clock_says(old: Path) -> None:

@@ -57,7 +57,8 @@ class Store:
         self._foreseen: dict[tuple[type[model.Row], int], model.Volume | model.Snapshot] = {}
         self._listeners: list[Callable[[model.Commit], None]] = []
         self._open()
-        self._ballast.keep()
+        if self._ballast.keep():
+            connection.lengthen_journal(self._path)
 
     def close(self) -> None:
         """Close both connections; a clean end leaves no journal."""
@@ -76,6 +77,8 @@ class Store:
         and Unusable (the disk is full or failing); then nothing has changed.
         """
         with self._lock:
+            if not is_vital:
+                self._refuse_full()
             while True:
                 try:
                     return self._attempt(change, is_synced=not is_implied)
@@ -399,6 +402,11 @@ class Store:
                 f"cannot open database {self._path}: it is damaged ({damage}) and left as it is; "
                 "voldriverd rebuild makes a new one from what lies in the pools"
             )
+
+    def _refuse_full(self) -> None:
+        """Refuse what is not vital on a full disk: the room that the journal has is for what is."""
+        if not self._ballast.is_disk_roomy():
+            raise Unusable(f"cannot write database {self._path}: database or disk is full")
 
     def _load(self) -> None:
         self._volumes = {

@@ -20,6 +20,7 @@ class Ballast:
     def __init__(self, path: Path) -> None:
         """Keep the file at `path`; nothing is made yet."""
         self._path = path
+        self._directory = str(path.parent)
 
     def keep(self) -> bool:
         """Make of the file what is missing; tells whether it is whole now, or else the disk is full."""
@@ -34,6 +35,26 @@ class Ballast:
             return _is_full(err)
         finally:
             os.close(fd)
+        return True
+
+    def is_disk_roomy(self) -> bool:
+        """Tell whether the disk holds another step beside the ballast.
+
+        What is free for others is looked at first; where that is nothing, it is tried: root may have some of its own.
+        """
+        probe = self._path.with_name(f"{self._path.name}.probe")
+        try:
+            state = os.statvfs(self._directory)
+            if state.f_bavail * state.f_frsize >= STEP_BYTES:
+                return True
+            fd = os.open(probe, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            try:
+                os.posix_fallocate(fd, 0, STEP_BYTES)
+            finally:
+                os.close(fd)
+                probe.unlink()
+        except OSError as err:
+            return err.errno not in _FULL  # whatever else it is, the database will tell
         return True
 
     def give_up(self) -> bool:

@@ -331,11 +331,11 @@ def test_a_pool_that_ails_gets_a_new_volume_only_where_there_is_no_other(tmp_pat
         for sick, well in ((one, two), (two, one)):
             opened.note(sick, ailing, ())
             opened.note(well, (), ())
-            assert opened.choose(driver=None, name=None) is well
-            assert opened.choose(driver=None, name=sick.row.name) is sick
+            assert opened.choose(driver=None, name=None)[0] is well
+            assert opened.choose(driver=None, name=sick.row.name)[0] is sick
         opened.note(one, ailing, ())
         opened.note(two, ailing, ())
-        assert opened.choose(driver=None, name=None) in [one, two]
+        assert opened.choose(driver=None, name=None)[0] in [one, two]
 
 
 @pytest.fixture

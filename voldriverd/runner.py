@@ -7,9 +7,9 @@ Two sets of threads with named sizes: quick verbs and long jobs, so that six pla
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from contextvars import ContextVar
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
 from voldriverd import verbs
 from voldriverd.errors import Error
@@ -79,9 +79,9 @@ class Runner:
         self.verbs.note(verb, about(), time.monotonic() - begun_s, result=judge(result))
         return result
 
-    def spawn(self, work: Awaitable[_T]) -> "asyncio.Task[_T]":
+    def spawn(self, work: Coroutine[Any, Any, _T]) -> "asyncio.Task[_T]":
         """Start something that goes on when who asked for it hangs up."""
-        task: asyncio.Task[_T] = asyncio.ensure_future(work)
+        task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task

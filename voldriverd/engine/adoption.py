@@ -85,8 +85,7 @@ def begin(
         if getattr(request.options, option) is not None:
             shown = "from" if option == "source" else option
             raise Invalid(f"{what}: option {shown} does not go with an import, which has its own", field=shown)
-    pool = engine.pools.choose(driver=request.options.driver, name=request.options.pool)
-    driver = engine.pools.driver(pool.row.id)
+    pool, driver = engine.pools.choose(driver=request.options.driver, name=request.options.pool)
     asked = creation.asked_of_tree(request.options)
     creation.ensure_honoured(engine, pool, driver, asked)
     made = driver.complete(asked)

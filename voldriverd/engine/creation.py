@@ -40,8 +40,7 @@ def plan(engine: Engine, request: Request, volume_id: model.VolumeId) -> Plan:
     options = request.options
     assert not isinstance(options.source, names.BackupSource), "a restore has a plan of its own"
     if options.source is None:
-        pool = engine.pools.choose(driver=options.driver, name=options.pool)
-        driver = engine.pools.driver(pool.row.id)
+        pool, driver = engine.pools.choose(driver=options.driver, name=options.pool)
         asked = asked_of_tree(options)
         ensure_honoured(engine, pool, driver, asked)
         made, source = driver.complete(asked), None

@@ -110,15 +110,14 @@ class Pools:
     def driver(self, pool_id: model.PoolId) -> Driver:
         """Return the driver of a pool. Raises Unusable with the reason if the pool is unavailable."""
         pool = self._pools[pool_id]
-        self._look(pool)
-        driver = pool.driver
+        driver = self._driver_if_there(pool)
         if driver is None:
             raise Unusable(f"pool {pool.row.name} is unavailable: {pool.reason}")
         return driver
 
     def available(self) -> list[Pool]:
         """Return the pools that are open and still there."""
-        return [pool for pool in self if self._is_there(pool)]
+        return [pool for pool in self if self._driver_if_there(pool) is not None]
 
     def watch(self, listener: Callable[[Pool], None]) -> None:
         """Have a function called with each pool whose health has changed or whose device was resized.
@@ -188,7 +187,7 @@ class Pools:
                 pool.driver, pool.has_served = driver, True
                 self.tell(pool)
 
-    def choose(self, *, driver: str | None, name: str | None) -> Pool:
+    def choose(self, *, driver: str | None, name: str | None) -> tuple[Pool, Driver]:
         """Return the pool for a new volume: the named one, or the driver's one with the most free space.
 
         One that ails is taken where there is no other. Raises Invalid (no such pool or driver, or the two contradict)
@@ -200,21 +199,21 @@ class Pools:
                 raise Invalid(f"no pool is named {name!r}; valid: {', '.join(sorted(self._specs))}", field="pool")
             if driver is not None and driver != pool.row.driver:
                 raise Invalid(f"pool {name} has driver {pool.row.driver}, not {driver}", field="driver")
-            self.driver(pool.row.id)
-            return pool
+            return pool, self.driver(pool.row.id)
         wanted = driver or self._default_driver
         if wanted not in self.drivers():
             valid = ", ".join(sorted(self.drivers()))
             raise Invalid(f"no pool is configured for driver {wanted!r}; valid: {valid}", field="driver")
-        candidates = [pool for pool in self if pool.row.driver == wanted and self._is_there(pool)]
+        there = [(pool, self._driver_if_there(pool)) for pool in self if pool.row.driver == wanted]
+        candidates = [(pool, found) for pool, found in there if found is not None]
         if not candidates:
             asked = [pool for pool in self if wanted in {pool.row.driver, pool.spec and pool.spec.driver}]
             reasons = "; ".join(f"{pool.row.name}: {pool.reason}" for pool in asked)
             raise Unusable(f"no pool of driver {wanted} is available: {reasons}")
-        sound = [pool for pool in candidates if pool.health is model.Health.AVAILABLE] or candidates
-        if len(sound) == 1:
-            return sound[0]
-        return max(sound, key=lambda pool: fs.capacity(pool.row.path)[1])
+        if len(candidates) == 1:
+            return candidates[0]
+        sound = [each for each in candidates if each[0].health is model.Health.AVAILABLE] or candidates
+        return max(sound, key=lambda each: fs.capacity(each[0].row.path)[1])
 
     def _open(self, spec: Spec, row: model.Pool | None) -> tuple[Pool, Driver]:
         with failures.told_as(f"cannot open pool {spec.name}"):
@@ -229,10 +228,8 @@ class Pools:
             on_disk = driver.trees()
             if _identity(spec.path) != identity or markers.read(spec.path) is None:
                 raise Unusable(_why_gone(spec.path))  # what was opened may be the directory beneath, and empty
-        for key in on_disk:
-            letter, number = model.key_number(key)
-            if letter in _TABLES:
-                self._store.raise_id(_TABLES[letter], number)
+        for letter, number in map(model.key_number, filter(model.is_key, on_disk)):
+            self._store.raise_id(_TABLES[letter], number)
         return Pool(row, spec, reason="it is being recovered", identity=identity), driver
 
     def _identify(self, spec: Spec, row: model.Pool | None) -> model.Pool:
@@ -275,9 +272,9 @@ class Pools:
         self._store.commit(lambda write: write.add_pool(row))
         return row
 
-    def _is_there(self, pool: Pool) -> bool:
+    def _driver_if_there(self, pool: Pool) -> Driver | None:
         self._look(pool)
-        return pool.driver is not None
+        return pool.driver
 
     def _look(self, pool: Pool) -> None:
         """Take a pool out of service that is not at its path any more: an empty directory must not be taken for it."""

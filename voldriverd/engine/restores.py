@@ -223,8 +223,7 @@ def _plan(
     for name in ("uid", "gid", "mode"):
         if getattr(asked, name) is not None:
             raise Invalid(f"{what}: option {name} does not go with a backup, which has its own", field=name)
-    pool = _pool(engine, asked, supply)
-    driver = engine.pools.driver(pool.row.id)
+    pool, driver = _pool(engine, asked, supply)
     creation.ensure_honoured(engine, pool, driver, creation.asked_of_tree(asked))
     made = _like_backup(driver, asked, supply)
     space.ensure_reserve(engine, pool, what)
@@ -240,7 +239,7 @@ def _plan(
     return creation.Plan(volume, replace(plan.tree, is_settled=True))
 
 
-def _pool(engine: Engine, asked: names.VolumeOptions, supply: supplies.Supply) -> pools.Pool:
+def _pool(engine: Engine, asked: names.VolumeOptions, supply: supplies.Supply) -> tuple[pools.Pool, Driver]:
     """Return the pool that is asked for, else one of the driver that the backup is from, else the default one."""
     driver = asked.driver
     if driver is None and asked.pool is None:

@@ -229,6 +229,22 @@ def test_the_same_snapshot_is_backed_up_once_to_a_target(bench: Bench, target: m
     assert begin(bench.engine, snapshot, other).id != made.id
 
 
+def test_the_same_snapshot_with_another_name_is_refused(bench: Bench, target: model.Target) -> None:
+    snapshot, plain = freeze(bench.engine, bench.volume("db"), "one"), freeze(bench.engine, bench.volume("db"), "two")
+    made = run(bench, begin(bench.engine, snapshot, target, name="nightly", description="by cron"))
+    assert begin(bench.engine, snapshot, target, name="nightly") == made
+    assert begin(bench.engine, snapshot, target, description="by cron") == made
+    has = "has it already, as backup 1b1 with"
+    with pytest.raises(Exists, match=rf"cannot back up snapshot one with name 'y': target .* {has} name 'nightly'"):
+        begin(bench.engine, snapshot, target, name="y")
+    with pytest.raises(Exists, match=rf"one with description 'by hand': target .* {has} description 'by cron'"):
+        begin(bench.engine, snapshot, target, name="nightly", description="by hand")
+    nameless = begin(bench.engine, plain, target)
+    with pytest.raises(Exists, match=r"two with name 'y': target .* has it already, as backup 1b2 without a name"):
+        begin(bench.engine, plain, target, name="y")
+    assert bench.engine.store.backups_of_snapshot(plain.id) == [nameless]
+
+
 def test_a_snapshot_is_backed_up_again_after_a_failure(bench: Bench, target: model.Target, place: Path) -> None:
     snapshot = freeze(bench.engine, bench.volume("db"))
     with gone(place):

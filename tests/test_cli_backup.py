@@ -92,6 +92,16 @@ def test_create_refuses_in_one_line(voldriver: Voldriver, arguments: list[str], 
     assert voldriver.json("backup", "ls") == []
 
 
+def test_another_name_for_a_snapshot_that_is_backed_up_is_refused(voldriver: Voldriver) -> None:
+    voldriver.out("snapshot", "create", "db", "monday")
+    backup = backed_up(voldriver, "db@monday")
+    result = voldriver("backup", "create", "db@monday", "--name", "nightly")
+    cause = f"target disk has it already, as backup {backup} without a name"
+    said = f"voldriver: cannot back up snapshot monday with name 'nightly': {cause}\n"
+    assert (result.exit_code, result.stderr) == (1, said)
+    assert backed_up(voldriver, "db@monday") == backup
+
+
 def test_of_several_targets_one_must_be_named(voldriver: Voldriver, tmp_path: Path) -> None:
     (tmp_path / "other").mkdir()
     voldriver.out("target", "create", "other", f"file://{tmp_path}/other")

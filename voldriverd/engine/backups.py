@@ -25,7 +25,7 @@ from voldriverd.driver import Capability, Driver, Key, TreeOptions
 from voldriverd.engine import chains, creation, failures, targets, trees, watching
 from voldriverd.engine.context import Engine
 from voldriverd.engine.supplies import Work
-from voldriverd.errors import Error, InUse, NotFound, Unsupported
+from voldriverd.errors import Error, Exists, InUse, NotFound, Unsupported
 from voldriverd.kernel import watch
 from voldriverd.model import BackupState, SnapshotState
 from voldriverd.store.write import Write
@@ -60,8 +60,9 @@ def begin(engine: Engine, snapshot: model.Snapshot, target: model.Target, wish: 
 
     Not one that is known to be damaged.
 
-    Raises NotFound (it is gone, or in the trash), InUse (it is not ready), Unusable; then nothing has changed. Of the
-    pool's reserve nothing is asked: a clone takes no space, and who copies nothing asks for none.
+    Raises NotFound (it is gone, or in the trash), InUse (it is not ready), Exists (the one in the target has another
+    name or description than is wished), Unusable; then nothing has changed. Of the pool's reserve nothing is asked: a
+    clone takes no space, and who copies nothing asks for none.
     """
     what = f"cannot back up snapshot {snapshot.shown_name}"
     volume = engine.store.volume(snapshot.volume_id)
@@ -74,6 +75,7 @@ def begin(engine: Engine, snapshot: model.Snapshot, target: model.Target, wish: 
     for present in engine.store.backups_of_snapshot(snapshot.id):
         is_made = present.state is BackupState.CREATED and not chains.is_damage(present.message)
         if present.target_id == target.id and (is_made or present.state is BackupState.CREATING):
+            _ensure_agrees(present, target, wish, what)
             return present
     driver = engine.pools.driver(volume.pool_id)
     backup = _new_row(engine, volume, snapshot, target, wish, has_tree=Capability.COW in driver.capabilities)
@@ -168,6 +170,16 @@ def ensure_none_reads(engine: Engine, snapshot: model.Snapshot, what: str) -> No
     for backup in engine.store.creating_backups():
         if backup.snapshot_id == snapshot.id and backup.key is None:
             raise _in_use(what, backup)
+
+
+def _ensure_agrees(present: model.Backup, target: model.Target, wish: Wish, what: str) -> None:
+    """Refuse what differs from the backup that is there; what is not wished agrees. Raises Exists."""
+    pairs = (("name", wish.name, present.name), ("description", wish.description, present.description))
+    for field, wished, has in pairs:
+        if wished is not None and wished != has:
+            other = f"with {field} {has!r}" if has else f"without a {field}"
+            cause = f"target {target.name} has it already, as backup {present.shown_name} {other}"
+            raise Exists(f"{what} with {field} {wished!r}: {cause}")
 
 
 def _in_use(what: str, backup: model.Backup) -> InUse:

@@ -339,5 +339,27 @@ def test_an_older_database_loses_nothing_either(running: Running) -> None:
         assert shown(running) == before
 
 
+def test_what_people_put_among_the_trees_is_told_and_left_alone(running: Running) -> None:
+    """A copy made by hand before a rebuild, or an ext4 that is mounted there with its lost+found."""
+    strange = ["V1.1", "lost+found", "s1-old", "v1", "v1.1.bak", "v9" + "9" * 30 + ".1", "x\ny"]
+    with running:
+        cli_of(running, "volume", "create", "a", "-d", "directory")
+        running.stop()
+        trees = next(pool.path for pool in settings(running).pools if pool.driver == "directory") / "trees"
+        for name in (*strange, "v7.1"):  # the last is a key, and no tree for its driver
+            (trees / name).mkdir()
+        running.start()
+        pools = running.api("GET", "/v1/storagepools?name=plain").body["data"]
+        assert pools[0]["orphans"] == sorted([*strange, "v7.1"])
+        running.stop()
+        lose(running)
+        shown = rebuilt(running, "--yes").stdout
+        assert all(f"pool plain: {name!r} is no tree; it is left alone" in shown for name in strange)
+        assert "tree v7.1 (pool plain): cannot measure tree v7.1: there is none; it is left alone" in shown
+        running.start()
+        assert cli_of(running, "volume", "ls", "-q") == "a\n"
+        assert set(strange) < {path.name for path in trees.iterdir()}
+
+
 def pool_paths(running: Running) -> list[Path]:
     return [pool.path / remembered.FILE_NAME for pool in settings(running).pools]

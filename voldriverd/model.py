@@ -4,6 +4,7 @@ Data and pure questions, no effects. Times are aware datetimes in UTC. Sizes are
 commits a new one.
 """
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -422,6 +423,9 @@ class Search:
 HOST_HOLDER = "host"
 """The holder of `voldriver volume mount` and of the API action `activate`; it ends with the boot."""
 
+_KEY: Final = re.compile(r"v[1-9][0-9]{0,17}\.[1-9][0-9]{0,17}|[sb][1-9][0-9]{0,17}")
+"""The numbers fit into the 63 bits of an id."""
+
 NO_SNAPSHOTS = SnapshotSummary()
 
 
@@ -440,8 +444,13 @@ def backup_key(backup_id: BackupId) -> Key:
     return Key(f"b{backup_id}")
 
 
+def is_key(name: str) -> bool:
+    """Tell whether a name that was found on disk is a key; people put things of their own beside the trees."""
+    return _KEY.fullmatch(name) is not None
+
+
 def key_number(key: Key) -> tuple[str, int]:
-    """Return (letter, id) of a key, so that new ids start above every key on disk. Raises ValueError."""
+    """Return (letter, id) of a key, so that new ids start above every key on disk."""
     return key[0], int(key[1:].partition(".")[0])
 
 

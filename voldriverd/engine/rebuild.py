@@ -34,6 +34,8 @@ class Found:
     driver: Driver
     keys: frozenset[Key]
     told: remembered.Remembered
+    foreign: frozenset[str] = frozenset()
+    """What lies among the trees, and by its name is none."""
 
 
 @dataclass(slots=True)
@@ -56,7 +58,9 @@ class Plan:
 
 def look(pool: pools.Pool, driver: Driver) -> Found:
     """Read what an open pool holds. Raises OSError, Unusable."""
-    return Found(pool.row, driver, frozenset(driver.trees()), remembered.read(Path(pool.row.path)))
+    names_found = driver.trees()
+    keys = frozenset(filter(model.is_key, names_found))
+    return Found(pool.row, driver, keys, remembered.read(Path(pool.row.path)), frozenset(names_found - keys))
 
 
 def plan(found: list[Found], now: datetime) -> Plan:
@@ -67,6 +71,7 @@ def plan(found: list[Found], now: datetime) -> Plan:
         made.pools.append(each.pool)
         if each.told.unreadable:
             made.notes.append(f"pool {each.pool.name}: {each.told.unreadable} lines of its catalogue make no sense")
+        made.notes += [f"pool {each.pool.name}: {name!r} is no tree; it is left alone" for name in sorted(each.foreign)]
         _Pool(each, made, now).take()
     _number_recovered(made, found)
     _rename_namesakes(made)
@@ -153,15 +158,19 @@ class _Pool:
         letter, number = model.key_number(key)
         origin = self._found.told.volumes.get(model.VolumeId(number)) if letter == "v" else None
         options = TreeOptions() if origin is None else self._options(origin)
-        self._add_tree(key, options)
+        shown = f"tree {key} (pool {self._found.pool.name})"
         if self._is_rubbish(key):
-            self._made.notes.append(f"tree {key} (pool {self._found.pool.name}): nothing needs it; it is destroyed")
+            self._add_tree(key, options)
+            self._made.notes.append(f"{shown}: nothing needs it; it is destroyed")
             return
-        volume = self._recovered(key, options)
+        try:
+            volume = self._recovered(key, options)
+        except (Error, OSError) as err:  # something else of this name, or the disk fails there
+            self._made.notes.append(f"{shown}: {err}; it is left alone")
+            return
+        self._add_tree(key, options)
         self._made.volumes.append(volume)
-        self._made.notes.append(
-            f"tree {key} (pool {self._found.pool.name}): newer than the catalogue; it comes back as {volume.name}"
-        )
+        self._made.notes.append(f"{shown}: newer than the catalogue; it comes back as {volume.name}")
 
     def _is_rubbish(self, key: Key) -> bool:
         """Tell whether the copy knows why nothing points to a tree any more; the base of a backup is made again."""

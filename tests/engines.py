@@ -1,5 +1,6 @@
 """An engine on the in-memory driver, in temporary directories, with the power switch in all its parts."""
 
+import os
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,6 +22,10 @@ _T = TypeVar("_T")
 LOSSES: Final = ("nothing", "of the pool", "of the database", "all")
 """What a loss of power may take of what was not waited for: a pool and the database lie on different disks."""
 
+_JOURNAL_HEAD_BYTES: Final = 32
+_FRAME_BYTES: Final = 24 + 4_096
+"""With a page, of the journal (sqlite.org/fileformat2.html, 4)."""
+
 
 class CutStore(store.Store):
     """A store whose power can go just before and just after every commit, and with it what was not waited for."""
@@ -29,6 +34,7 @@ class CutStore(store.Store):
         self._switch = switch
         self._files = (root / store.FILE_NAME, root / f"{store.FILE_NAME}-wal")
         super().__init__(root)
+        self._shorten_journal()
         self._synced_bytes = self._files[1].stat().st_size
 
     def commit(self, change: Callable[[Write], _T], *, is_vital: bool = False, is_implied: bool = False) -> _T:
@@ -38,6 +44,12 @@ class CutStore(store.Store):
             self._synced_bytes = self._files[1].stat().st_size
         self._switch.step("after commit")
         return result
+
+    def _shorten_journal(self) -> None:
+        """Take away what was written out beforehand: the length of the journal tells then what a commit has added."""
+        used_bytes = len(self._files[1].read_bytes().rstrip(b"\0"))
+        frames = -(-max(0, used_bytes - _JOURNAL_HEAD_BYTES) // _FRAME_BYTES)
+        os.truncate(self._files[1], _JOURNAL_HEAD_BYTES + frames * _FRAME_BYTES if used_bytes else 0)
 
     def lose_power(self) -> None:
         """End, and leave of the journal only what a commit has waited for."""

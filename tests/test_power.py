@@ -242,6 +242,18 @@ def _check_unsure(bench: Bench, unsure: frozenset[str], where: str) -> None:
         assert row_size == tree_size, where
 
 
+def test_of_the_database_a_cut_takes_what_was_not_waited_for_and_nothing_else(bench: Bench) -> None:
+    """Or nothing here would notice a commit that is implied and must not be."""
+    volume = bench.create("db")
+    bench.store.write_foreseen()
+    for description, is_implied in (("kept", False), ("lost", True)):
+        row = replace(volume, description=description)
+        bench.store.commit(lambda write, row=row: write.put_volume(row), is_implied=is_implied)  # type: ignore[misc]
+    bench.lose_power("of the database")
+    bench.restart()
+    assert bench.volume("db").description == "kept"
+
+
 def test_a_retried_create_after_a_cut_succeeds(bench: Bench) -> None:
     for step in range(STEPS_MAX):
         bench.renew()

@@ -27,6 +27,7 @@ from voldriverd.errors import Exists, InUse, Invalid, NotFound, Unusable
 NO_SOCKET = Path("/nonexistent/api.sock")
 HOST = {"type": "host", "id": "1h1", "defaultDriver": "btrfs"}
 PAGE = {"type": "collection", "data": [], "pagination": {"next": None}}
+VOLUME = {"type": "volume", "id": "1v1", "name": "db", "transitioning": "yes", "transitioningMessage": None}
 
 
 @pytest.fixture(autouse=True)
@@ -200,6 +201,28 @@ def test_an_answer_becomes_one_of_our_kinds(status: int, answer: bytes, kind: ty
         asked.close()
 
 
+@pytest.mark.parametrize(
+    ("words", "answers", "lacking"),
+    [
+        (["info"], [HOST], "hostname in a host"),
+        (["volume", "ls"], [PAGE | {"data": [{"type": "volume", "name": "db"}]}, PAGE], "driver in a volume"),
+        (["volume", "create", "db"], [{}], "defaultDriver in a resource"),
+        (["volume", "create", "db", "-d", "loop"], [VOLUME | {"transitioning": "no"}], None),
+        (["--json", "volume", "ls"], [PAGE], None),
+    ],
+)
+def test_a_field_that_a_daemon_of_another_version_lacks_is_said(
+    words: list[str], answers: list[dict[str, Any]], lacking: str | None
+) -> None:
+    with pretending([(200, body(answer)) for answer in answers], []) as url:
+        result = CliRunner().invoke(client.main, ["--url", url, *words])
+    if lacking is None:
+        assert (result.exit_code, result.stderr) == (0, "")
+        return
+    said = f"voldriver: cannot understand the daemon's answer: no {lacking}; is it of another version?\n"
+    assert (result.exit_code, result.stderr) == (1, said)
+
+
 def test_a_message_cannot_write_to_the_terminal() -> None:
     with pretending([(404, error("NotFound", "two\nlines \x1b[31m"))], []) as url:
         result = CliRunner().invoke(client.main, ["--url", url, "info"])
@@ -211,9 +234,6 @@ def test_a_daemon_that_does_not_answer_is_not_waited_for_without_end() -> None:
         asked = Connection(Place(url=url), timeout_s=0.000001)
         with pytest.raises(Unusable, match=r"does not answer|cannot reach"):
             asked.get("hosts/1h1")
-
-
-VOLUME = {"type": "volume", "id": "1v1", "name": "db", "transitioning": "yes", "transitioningMessage": None}
 
 
 def test_create_waits_until_the_work_is_final(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -234,8 +234,16 @@ def test_a_daemon_that_speaks_of_other_things_is_an_error_of_one_line() -> None:
     with pretending([(200, b"{}")], []) as url:
         result = CliRunner().invoke(client.main, ["--url", url, "doctor"])
     assert result.exit_code == 1
-    cause = "KeyError('version'); is it of another version?"
-    assert result.stderr == f"voldriver: cannot use the answers of voldriverd at {url}: {cause}\n"
+    cause = "no version in a resource; is it of another version?"
+    assert result.stderr == f"voldriver: cannot understand the daemon's answer: {cause}\n"
+
+
+def test_a_daemon_that_answers_in_another_form_is_an_error_of_one_line() -> None:
+    with pretending([(200, b'{"version": "9", "root": null}')], []) as url:
+        result = CliRunner().invoke(client.main, ["--url", url, "doctor"])
+    assert result.exit_code == 1
+    assert result.stderr.startswith(f"voldriver: cannot use the answers of voldriverd at {url}: TypeError(")
+    assert result.stderr.endswith("; is it of another version?\n")
 
 
 def test_what_the_daemon_says_of_pools_and_volumes_is_told() -> None:

@@ -12,13 +12,11 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 from urllib.parse import quote, urlencode, urlsplit
 
 from voldriverd.cli import sending
 from voldriverd.errors import Error, Exists, InUse, Invalid, NotFound, Unusable
-
-Resource = dict[str, Any]
 
 DEFAULT_SOCKET: Final = Path("/run/voldriver/api.sock")
 TIMEOUT_S: Final = 150.0
@@ -37,6 +35,14 @@ _KINDS: Final[Mapping[str, type[Error]]] = {
     "InternalServerError": Unusable,
 }
 """By the code of an error resource; any other says that the request is wrong."""
+
+
+class Resource(dict[str, Any]):
+    """What a daemon answers, and each object in it. A field that it lacks raises Unusable, not KeyError."""
+
+    def __missing__(self, name: str) -> NoReturn:
+        what = self.get("type", "resource")
+        raise Unusable(f"cannot understand the daemon's answer: no {name} in a {what}; is it of another version?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,10 +199,10 @@ class Connection:
 
     def _parse(self, response: http.client.HTTPResponse) -> Resource:
         try:
-            found = json.loads(response.read())
+            found = json.loads(response.read(), object_hook=Resource)
         except (ValueError, http.client.HTTPException, OSError) as err:
             raise Unusable(f"cannot understand {self._place}: its answer is not JSON; is it voldriverd?") from err
-        if not isinstance(found, dict):
+        if not isinstance(found, Resource):
             raise Unusable(f"cannot understand {self._place}: its answer is no resource; is it voldriverd?")
         if found.get("type") == "error":
             kind = _KINDS.get(str(found.get("code")), Invalid)

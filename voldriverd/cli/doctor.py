@@ -113,7 +113,7 @@ def _ask(connection: Connection) -> Known:
     """Return what a daemon tells. Raises the kinds of the API's errors, Unusable if it speaks of other things."""
     try:
         return _asked(connection)
-    except (KeyError, TypeError, ValueError) as err:
+    except (TypeError, ValueError) as err:
         raise Unusable(
             f"cannot use the answers of voldriverd at {connection.place}: {err!r}; is it of another version?"
         ) from err

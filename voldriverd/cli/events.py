@@ -85,7 +85,7 @@ def _parse(lines: Iterable[bytes]) -> Iterator[_Message]:
 
 
 def _tell(message: _Message, *, is_json: bool) -> None:
-    event = json.loads(message.data or "{}")
+    event = json.loads(message.data or "{}", object_hook=Resource)
     if message.name != "message":
         show.note(f"voldriver: {event['message']}")
     elif is_json:

@@ -8,7 +8,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from voldriverd import names
-from voldriverd.cli.connection import Connection, place_of
+from voldriverd.cli.connection import Connection, Resource, place_of
 from voldriverd.errors import Error, Invalid
 
 _F = TypeVar("_F", bound=Callable[..., Any])
@@ -126,7 +126,7 @@ def moment(context: click.Context, parameter: click.Parameter, text: str | None)
     return (datetime.now(UTC) + timedelta(seconds=seconds)).isoformat()
 
 
-def _listed(context: click.Context, path: str, **filters: str) -> list[dict[str, Any]]:
+def _listed(context: click.Context, path: str, **filters: str) -> list[Resource]:
     """Ask the daemon; a completion never fails aloud."""
     try:
         connection = Connection(place_of(**_global(context)), timeout_s=COMPLETION_TIMEOUT_S)

@@ -67,7 +67,7 @@ class Session:
         if resource["transitioning"] == "error":  # it may have failed before the first answer was written
             raise Unusable(resource["transitioningMessage"] or f"{resource['type']} {resource['id']} has failed")
         kept = {name: value for name, value in first.items() if value is not None and resource.get(name) is None}
-        return resource | {name: kept[name] for name in kept.keys() & {"displacedSnapshotId"}}
+        return Resource(resource | {name: kept[name] for name in kept.keys() & {"displacedSnapshotId"}})
 
     def act(self, resource: Resource, action: str, **fields: object) -> Resource:
         """Run an action of a resource."""

@@ -175,10 +175,10 @@ def _later(session: Session, volume: Resource, text: str) -> Resource:
     return session.snapshot(volume, snapshot_text if at else text)
 
 
-def _changes(lines: Iterator[bytes]) -> Iterator[dict[str, str]]:
+def _changes(lines: Iterator[bytes]) -> Iterator[Resource]:
     for line in lines:
         try:
-            yield json.loads(line)
+            yield json.loads(line, object_hook=Resource)
         except ValueError as err:
             raise Unusable("cannot understand the daemon's answer: it is not one JSON object a line") from err
 

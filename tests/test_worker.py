@@ -10,6 +10,7 @@ import pytest
 from tests.engines import Bench
 from tests.memory import Memory
 from tests.serving import serve, until
+from voldriverd import model
 from voldriverd.driver import Key, User
 from voldriverd.engine import pools, snapshots, space, trash, upkeep
 from voldriverd.engine.context import Engine
@@ -79,3 +80,23 @@ def test_a_pool_that_cannot_be_relieved_keeps_no_other(bench: Bench, monkeypatch
     monkeypatch.setattr(upkeep, "short_pools", lambda _: [pool, pool])
     monkeypatch.setattr(space, "lacks_space", look)
     worked(bench, lambda: len(relieved) == 2)
+
+
+def test_what_came_back_while_others_expired_has_its_whole_time_when_it_is_removed_again(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    back, other = (trash.remove(bench.engine, bench.create(name)) for name in ("db", "other"))
+    object.__setattr__(bench.engine, "now", lambda: datetime.now(UTC) + timedelta(days=30))
+    look = upkeep.expired_volumes
+
+    def look_long(engine: Engine) -> list[model.Volume]:
+        found = look(engine)
+        for volume in found:
+            if volume == back:
+                trash.remove(engine, trash.restore(engine, volume))
+        return found
+
+    monkeypatch.setattr(upkeep, "expired_volumes", look_long)
+    worked(bench, lambda: bench.store.volume(other.id) is None)
+    assert bench.trashed("db").id == back.id
+    trash.restore(bench.engine, bench.trashed("db"))

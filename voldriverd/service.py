@@ -457,9 +457,18 @@ class Service:
     def _reconcile_one(self, volume: model.Volume, used: frozenset[str]) -> None:
         mounts.reconcile(self.engine, [volume], used)
 
-    async def expire(self, volume_id: model.VolumeId) -> None:
-        """Destroy a trashed volume whose time has come, or for its space; what fails is tried again."""
-        await self._quietly("expire", volume_id, lambda volume: self._unpinned(volume, trash.purge))
+    async def expire(self, seen: model.Volume) -> None:
+        """Destroy a volume that was seen in the trash, its time come or its space wanted; what fails is tried again.
+
+        Not one that came back meanwhile, though it was removed again: its time has begun anew.
+        """
+
+        def work(volume: model.Volume) -> model.Volume:
+            if volume.removed_at != seen.removed_at:
+                raise NotFound(f"cannot expire volume {volume.name}: it came back from the trash meanwhile")
+            return self._unpinned(volume, trash.purge)
+
+        await self._quietly("expire", seen.id, work)
 
     async def expire_snapshot(self, snapshot: model.Snapshot) -> None:
         """Destroy a snapshot whose time has come."""
@@ -485,7 +494,7 @@ class Service:
                     await self.backups.drop_base(victim)
                     continue
                 _log.warning("verb=relieve pool=%s volume=%s result=destroyed for space", pool.row.name, victim.name)
-                await self.expire(victim.id)
+                await self.expire(victim)
 
     async def _answered(
         self,

@@ -81,7 +81,7 @@ class Worker:
     async def _expire(self) -> None:
         service, engine = self._service, self._service.engine
         for volume in await service.runner.in_thread(upkeep.expired_volumes, engine):
-            await service.expire(volume.id)
+            await service.expire(volume)
         for snapshot in await service.runner.in_thread(upkeep.expired_snapshots, engine):
             await service.expire_snapshot(snapshot)
 

@@ -567,6 +567,17 @@ def test_the_client_needs_to_know_whom_to_trust(encrypted: Running, tls_port: in
     assert encrypted.cli("volume", "ls", VOLDRIVER_URL=url, VOLDRIVER_CA_CERT=str(pair[0]), **keys).returncode == 0
 
 
+def test_the_client_says_when_url_and_port_do_not_go_together(
+    encrypted: Running, tls_port: int, pair: tuple[Path, Path]
+) -> None:
+    plain = encrypted.cli("--url", f"http://localhost:{tls_port}", "volume", "ls", VOLDRIVER_SOCKET="")
+    assert plain.returncode == 1
+    assert plain.stderr.endswith("an answer; if it speaks TLS there, its url begins with https://\n")
+    other = encrypted.cli("--url", f"https://[::1]:{tls_port}", "--ca-cert", str(pair[0]), "info", VOLDRIVER_SOCKET="")
+    assert other.returncode == 1
+    assert other.stderr.endswith("IP address mismatch, certificate is not valid for '::1'\n")
+
+
 def test_the_client_does_everything_over_https(encrypted: Running, tls_port: int, pair: tuple[Path, Path]) -> None:
     key = make_key(encrypted)
     environment = {

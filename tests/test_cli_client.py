@@ -173,6 +173,14 @@ def test_a_port_where_nobody_listens_is_said() -> None:
     assert result.stderr.startswith(f"voldriver: cannot reach voldriverd at {url}: ")
 
 
+def test_https_where_nobody_speaks_tls_is_said() -> None:
+    with pretending([], []) as url:
+        result = CliRunner().invoke(client.main, ["--url", url.replace("http:", "https:"), "info"])
+    assert result.exit_code == 1
+    assert result.stderr.endswith("; if it does not speak TLS there, its url begins with http://\n")
+    assert result.stderr.count("\n") == 1
+
+
 # Answers
 
 

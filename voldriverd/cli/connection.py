@@ -24,6 +24,8 @@ TIMEOUT_S: Final = 150.0
 UPLOAD_TIMEOUT_S: Final = 3_600.0
 """What is sent may have to wait for others, and is on the disk when it is answered."""
 _PAGE: Final = 1_000
+_OTHERWISE_WRONG: Final = frozenset({9, 10, 62, 64})
+"""Wrong whoever is trusted: not valid yet, expired, another host or address (X509_V_ERR_*, openssl/x509_vfy.h)."""
 _PIECE_BYTES: Final = 64 << 10
 _KINDS: Final[Mapping[str, type[Error]]] = {
     "NotFound": NotFound,
@@ -59,6 +61,11 @@ class Place:
 
     def __str__(self) -> str:
         return self.url or str(self.socket)
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether it is reached over TCP without TLS."""
+        return self.url is not None and self.url.lower().startswith("http:")
 
 
 def place_of(
@@ -215,7 +222,13 @@ class Connection:
         if self._place.url is None and isinstance(err, PermissionError):
             return "permission denied; be root or a member of the group that the socket belongs to"
         if isinstance(err, ssl.SSLCertVerificationError):
-            return f"{err.verify_message}; --ca-cert or VOLDRIVER_CA_CERT names the file of whom to trust"
+            is_untrusted = err.verify_code not in _OTHERWISE_WRONG
+            hint = "; --ca-cert or VOLDRIVER_CA_CERT names the file of whom to trust" if is_untrusted else ""
+            return f"{err.verify_message.rstrip('.')}{hint}"
+        if isinstance(err, ssl.SSLError):
+            return f"{err.reason or err}; if it does not speak TLS there, its url begins with http://"
+        if isinstance(err, ConnectionResetError) and self._place.is_plain:
+            return "it closed the connection without an answer; if it speaks TLS there, its url begins with https://"
         return str(err) or type(err).__name__
 
 

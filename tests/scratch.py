@@ -133,3 +133,15 @@ def _copy_data(source: Path, target: Path) -> None:
             os.lseek(writer.fileno(), start, os.SEEK_SET)
             while start < position:
                 start += os.sendfile(writer.fileno(), reader.fileno(), start, position - start)
+
+
+def count_ext4_error(device: str) -> None:
+    """Have the ext4 on a device (`loop7`) count an error; it does so a moment later (fs/ext4/super.c, s_error_work)."""
+    place = Path("/sys/fs/ext4") / device
+    before = (place / "errors_count").read_text()
+    (place / "trigger_fs_error").write_text("made for a test")
+    deadline_s = time.monotonic() + _BUSY_S
+    while (place / "errors_count").read_text() == before:
+        if time.monotonic() > deadline_s:
+            raise TimeoutError(f"ext4 on {device} has not counted its error")
+        time.sleep(0.001)

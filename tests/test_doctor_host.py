@@ -14,7 +14,7 @@ import pytest
 
 from tests.doctors import Patient, found
 from tests.running import Running, pools_config
-from tests.scratch import Scratch
+from tests.scratch import Scratch, count_ext4_error
 from tests.world import until
 from voldriverd import doctor
 from voldriverd.config import Config, PoolConfig
@@ -315,7 +315,7 @@ def test_errors_that_a_file_system_has_counted_are_found(fresh: Patient, scratch
     device = Path(
         subprocess.run(["findmnt", "-no", "SOURCE", place], capture_output=True, text=True, check=True).stdout.strip()
     )
-    Path(f"/sys/fs/ext4/{device.name}/trigger_fs_error").write_text("made for a test")
+    count_ext4_error(device.name)
     found(fresh.look("pools"), "bad", "1 errors are counted")
 
 

@@ -18,7 +18,7 @@ from tests.docs import Page
 from tests.engines import Bench
 from tests.memory import Memory, Switch
 from tests.running import Running, pools_config
-from tests.scratch import Scratch
+from tests.scratch import Scratch, count_ext4_error
 from tests.test_events import Stream
 from tests.test_uevent import announce
 from tests.world import until
@@ -78,7 +78,7 @@ class Disk(NamedTuple):
 
     def err(self) -> None:
         """Have an ext4 count an error."""
-        Path(f"/sys/fs/ext4/loop{self.device.number}/trigger_fs_error").write_text("a test")
+        count_ext4_error(f"loop{self.device.number}")
 
 
 def device_of(place: Path) -> tuple[Path, loop.Device]:
@@ -561,7 +561,7 @@ def told(
 def test_errors_under_a_pool_are_told_within_seconds_and_so_is_their_end(host: Host) -> None:
     _, device = device_of(host.plain)
     with Stream(host.daemon.api_socket) as stream:
-        Path(f"/sys/fs/ext4/loop{device.number}/trigger_fs_error").write_text("a test")
+        count_ext4_error(f"loop{device.number}")
         event = told(stream, "storagePool", "plain", Health.DEGRADED)
         assert (event["state"], event["message"]) == ("active", "its ext4 has counted errors: errors_count 1")
         row = host.row("storagepool", "plain")
@@ -585,7 +585,7 @@ def test_a_volume_whose_file_system_errs_is_degraded_alone_until_it_is_unmounted
     place, other = (host.create(name, size="32M") for name in ("errs", "sound"))
     number = os.minor(place.stat().st_dev)
     with Stream(host.daemon.api_socket) as stream:
-        Path(f"/sys/fs/ext4/loop{number}/trigger_fs_error").write_text("a test")
+        count_ext4_error(f"loop{number}")
         event = told(stream, "volume", "errs", Health.DEGRADED)
         assert (event["state"], "its ext4 has counted errors: errors_count 1" in event["message"]) == ("active", True)
         row = host.row("volume", "errs")
@@ -607,7 +607,7 @@ def test_the_check_in_the_docs_ends_what_ails_a_volume(host: Host) -> None:
     place = host.create("mended", size="32M")
     fs.write_durably(place / "file", b"kept")
     with Stream(host.daemon.api_socket) as stream:
-        Path(f"/sys/fs/ext4/loop{os.minor(place.stat().st_dev)}/trigger_fs_error").write_text("a test")
+        count_ext4_error(f"loop{os.minor(place.stat().st_dev)}")
         told(stream, "volume", "mended", Health.DEGRADED)
         assert host.daemon.plugin("VolumeDriver.Unmount", Name="mended", ID="c1").body["Err"] == ""
         told(stream, "volume", "mended", Health.AVAILABLE)

@@ -10,7 +10,7 @@ from typing import Final
 
 import pytest
 
-from tests.scratch import Scratch
+from tests.scratch import Scratch, count_ext4_error
 from voldriverd.kernel import block, counters, loop, mount, run, uevent
 
 SIZE_BYTES: Final = 8 << 20
@@ -235,7 +235,7 @@ def test_ext4_counts_its_errors(scratch: Scratch) -> None:
         counters.Count(name, "errors_count", 0),
         counters.Count(name, "warning_count", 0),
     )
-    Path(f"/sys/fs/ext4/{name}/trigger_fs_error").write_text("a test")
+    count_ext4_error(name)
     assert counters.of_ext4(name)[0] == counters.Count(name, "errors_count", 1)
     assert counters.of_ext4("none") == ()
 

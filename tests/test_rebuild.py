@@ -339,6 +339,33 @@ def test_an_older_database_loses_nothing_either(running: Running) -> None:
         assert shown(running) == before
 
 
+def test_of_two_of_one_name_the_newer_keeps_it_and_the_other_comes_back_under_another(running: Running) -> None:
+    """A database that was put back knows nothing of the first ones, and lets their names be given again."""
+    with running:
+        cli_of(running, "volume", "create", "a", "-d", "btrfs")
+        running.stop()
+        path = running.root / store.FILE_NAME
+        old = path.read_bytes()
+        for driver in ("btrfs", "directory"):
+            running.start()
+            cli_of(running, "snapshot", "create", "a", "nightly")
+            cli_of(running, "volume", "create", "b", "-d", driver)
+            running.stop()
+            lose(running)
+            path.write_bytes(old)
+        lose(running)
+        assert rebuilt(running, "--yes").exit_code == 0
+        running.start()
+        rows = running.api("GET", "/v1/volumes").body["data"]
+        assert {(row["name"], row["driver"]) for row in rows} == {
+            ("a", "btrfs"),
+            ("b", "directory"),
+            ("recovered-v2.1", "btrfs"),
+        }
+        rows = running.api("GET", "/v1/snapshots").body["data"]
+        assert {(row["id"], row["name"]) for row in rows} == {("1s1", "recovered-s1"), ("1s2", "nightly")}
+
+
 def test_what_people_put_among_the_trees_is_told_and_left_alone(running: Running) -> None:
     """A copy made by hand before a rebuild, or an ext4 that is mounted there with its lost+found."""
     strange = ["V1.1", "lost+found", "s1-old", "v1", "v1.1.bak", "v9" + "9" * 30 + ".1", "x\ny"]

@@ -9,7 +9,7 @@ is asked).
 """
 
 import uuid
-from collections import Counter
+from collections import Counter, defaultdict
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
@@ -255,16 +255,38 @@ def _number_recovered(made: Plan, found: list[Found]) -> None:
 
 
 def _rename_namesakes(made: Plan) -> None:
-    """Rename volumes whose name another one has: the copies of two pools are not of the same instant."""
+    """Rename volumes and snapshots whose name a newer one has, as when a database was put back and went on from there.
+
+    The copies of two pools are not of the same instant, and those that were kept are of another time.
+    """
     taken: set[str] = set()
-    for place, volume in enumerate(made.volumes):
+    for place, volume in sorted(enumerate(made.volumes), key=lambda each: -each[1].id):
         if not volume.is_live:
             continue
-        name = volume.name if volume.name not in taken else f"recovered-{volume.key}"
+        name = _free_name(volume.name, volume.key, taken)
         if name != volume.name:
             made.notes.append(f"volume {volume.name} (1v{volume.id}): another one has the name; it is called {name}")
         taken.add(name)
         made.volumes[place] = replace(volume, name=name)
+    names_of: defaultdict[model.VolumeId, set[str]] = defaultdict(set)
+    for place, snapshot in sorted(enumerate(made.snapshots), key=lambda each: -each[1].id):
+        if snapshot.name is None:
+            continue
+        name = _free_name(snapshot.name, snapshot.key, names_of[snapshot.volume_id])
+        if name != snapshot.name:
+            made.notes.append(
+                f"snapshot {snapshot.name} (1s{snapshot.id}): another one has the name; it is called {name}"
+            )
+        names_of[snapshot.volume_id].add(name)
+        made.snapshots[place] = replace(snapshot, name=name)
+
+
+def _free_name(name: str, key: Key | None, taken: set[str]) -> str:
+    found, count = name, 1
+    while found in taken:
+        found = f"recovered-{key}" if count == 1 else f"recovered-{key}.{count}"
+        count += 1
+    return found
 
 
 def _content(key: Key) -> int:

@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 
 from tests.engines import Bench, bench_on
+from voldriverd.engine import mounts
+from voldriverd.engine.context import Engine
 from voldriverd.engine.mounts import SETTLING_S
 from voldriverd.kernel import mount
 from voldriverd.service import Service
@@ -85,6 +87,27 @@ def test_a_holder_is_kept_while_the_process_that_asked_lives(
     reconciled_later(bench, service)
     assert holders(bench) == ["copy-up"]
     assert is_mounted(bench)
+
+
+def test_a_holder_of_after_the_look_is_kept_however_long_the_round_takes(
+    bench: Bench, service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    used_keys = mounts.used_keys
+
+    def look_before(engine: Engine) -> frozenset[str]:
+        found = used_keys(engine)
+        bench.mount("db", "container")
+        bench.now = lambda: LATER  # another volume took so long to flush
+        object.__setattr__(engine, "now", bench.now)
+        return found
+
+    with monkeypatch.context() as patch:
+        patch.setattr(mounts, "used_keys", look_before)
+        asyncio.run(service.reconcile())
+    assert holders(bench) == ["container"]
+    assert is_mounted(bench)
+    asyncio.run(service.reconcile())
+    assert holders(bench) == [], "nobody has it mounted, and this look is younger"
 
 
 def test_a_holder_is_forgotten_when_the_process_that_asked_has_ended(

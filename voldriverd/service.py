@@ -338,6 +338,7 @@ class Service:
 
         A volume that a verb works on is passed over: the next round comes.
         """
+        looked_s = self.engine.uptime()
         used = await self.runner.in_thread(mounts.used_keys, self.engine)
         asked = self._askers.processes()
         users = self._askers.users(asked, await self.runner.in_thread(askers.living, asked))
@@ -347,7 +348,7 @@ class Service:
         concerned |= {volume.id for volume in self.store.volumes() if volume.key in attached}
         for volume_id in sorted(concerned):
             if not self._locks.is_held(volume_id):
-                await self._quietly("reconcile", volume_id, lambda volume: self._reconcile_one(volume, used))
+                await self._quietly("reconcile", volume_id, lambda volume: self._reconcile_one(volume, used, looked_s))
 
     def reconcile_soon(self) -> None:
         """Reconcile now, unless it is being done; what fails is logged."""
@@ -454,8 +455,8 @@ class Service:
             if not verbs.is_told(err):
                 _log.warning("verb=%s volume=1v%d result=%s", verb, volume_id, err)
 
-    def _reconcile_one(self, volume: model.Volume, used: frozenset[str]) -> None:
-        mounts.reconcile(self.engine, [volume], used)
+    def _reconcile_one(self, volume: model.Volume, used: frozenset[str], looked_s: float) -> None:
+        mounts.reconcile(self.engine, [volume], used, age_s=self.engine.uptime() - looked_s)
 
     async def expire(self, seen: model.Volume) -> None:
         """Destroy a volume that was seen in the trash, its time come or its space wanted; what fails is tried again.

@@ -107,20 +107,22 @@ def detach(engine: Engine, pool_id: model.PoolId, key: Key) -> bool:
     return True
 
 
-def reconcile(engine: Engine, volumes: Iterable[model.Volume], now_used: frozenset[str]) -> list[model.VolumeId]:
+def reconcile(
+    engine: Engine, volumes: Iterable[model.Volume], used: frozenset[str], *, age_s: float = 0.0
+) -> list[model.VolumeId]:
     """Forget holders that the kernel does not know and unmount what nobody uses; return the volumes that changed.
 
-    `now_used` are the keys that `used_keys` found with the caller holding the locks of `volumes`.
-    A holder goes if it is of another boot, or older than SETTLING_S and nobody but ourselves has
-    the tree mounted; the host's own goes with the boot only.
+    `used` are the keys that `used_keys` found `age_s` seconds ago. A holder goes if it is of another boot, or was
+    older than SETTLING_S then and nobody but ourselves had the tree mounted; the host's own goes with the boot only.
     """
     changed = []
     attached: set[Key] | None = None
     for volume in volumes:
         if volume.key is None or volume.state is not model.VolumeState.INACTIVE:
             continue
-        is_seen = volume.tree in now_used
-        gone = [mount for mount in engine.store.mounts(volume.id) if _is_gone(engine, mount, is_seen=is_seen)]
+        is_seen = volume.tree in used
+        held = engine.store.mounts(volume.id)
+        gone = [mount for mount in held if _is_gone(engine, mount, is_seen=is_seen, age_s=age_s)]
         if gone:
             _forget(engine, gone)
             changed.append(volume.id)
@@ -194,7 +196,7 @@ def _held(engine: Engine, mounts: tuple[model.Mount, ...], volume: model.Volume,
     return model.Mount(mount_id, volume.id, holder, 1, engine.boot_id, now)
 
 
-def _is_gone(engine: Engine, mount: model.Mount, *, is_seen: bool) -> bool:
+def _is_gone(engine: Engine, mount: model.Mount, *, is_seen: bool, age_s: float) -> bool:
     if mount.boot_id != engine.boot_id:
         return True
-    return use.held_s(engine, mount) >= SETTLING_S and not is_seen and mount.holder != model.HOST_HOLDER
+    return use.held_s(engine, mount) - age_s >= SETTLING_S and not is_seen and mount.holder != model.HOST_HOLDER

@@ -294,15 +294,9 @@ def test_what_a_restore_has_brought_is_not_brought_once_more(bench: Bench) -> No
     assert [(made.name, made.key, made.state) for made in plan.volumes] == [("a", "v1.2", VolumeState.INACTIVE)]
 
 
-def test_a_volume_beside_a_newer_content_of_it_can_be_reverted(bench: Bench) -> None:
-    bench.create("a")
-    freeze(bench.engine, bench.volume("a"), "one")
-    bench.write("a", "present")
-    bench.driver.clone(bench.volume("a").tree, Key("v1.2"), read_only=False)
-    bench.restart()
+def rebuild_from(bench: Bench, told: remembered.Remembered) -> None:
+    """Put a database in the place of a bench's that is made of its pool, and of what a copy tells."""
     pool = next(iter(bench.engine.pools)).row
-    bench.catalogue.save()
-    told = remembered.read(bench.pool_root)
     plan = rebuild.plan([rebuild.Found(pool, bench.driver, frozenset(bench.driver.trees()), told)], utc_now())
     bench.close()
     for path in bench.root.glob(f"{store.FILE_NAME}*"):
@@ -312,9 +306,32 @@ def test_a_volume_beside_a_newer_content_of_it_can_be_reverted(bench: Bench) -> 
     rebuild.write(made, plan)
     made.close()
     bench.restart()
+
+
+def test_a_volume_beside_a_newer_content_of_it_can_be_reverted(bench: Bench) -> None:
+    bench.create("a")
+    freeze(bench.engine, bench.volume("a"), "one")
+    bench.write("a", "present")
+    bench.driver.clone(bench.volume("a").tree, Key("v1.2"), read_only=False)
+    bench.restart()
+    bench.catalogue.save()
+    rebuild_from(bench, remembered.read(bench.pool_root))
     snapshots.revert(bench.engine, bench.volume("a"), bench.snapshot("a", "one"))
     bench.upkeep()
     assert (bench.read("a"), bench.read("recovered-v1.2")) == ("", "present")
+
+
+@pytest.mark.parametrize("state", [VolumeState.REGISTERING, VolumeState.IMPORTING, VolumeState.RESTORING])
+def test_a_new_volume_whose_end_the_copy_does_not_tell_keeps_what_was_written_since(
+    bench: Bench, state: VolumeState
+) -> None:
+    """The copy is a second behind, or for as long as its pool is full."""
+    volume = bench.create("a")
+    bench.write("a", "present")
+    begun = replace(volume, state=state, options={"from": "backup:7"} if state is VolumeState.RESTORING else {})
+    rebuild_from(bench, remembered.Remembered({volume.id: begun}))
+    bench.upkeep()
+    assert (bench.volume("a").state, bench.read("a")) == (VolumeState.INACTIVE, "present")
 
 
 def test_an_older_database_loses_nothing_either(running: Running) -> None:

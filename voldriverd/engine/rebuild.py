@@ -17,13 +17,12 @@ from typing import Final
 
 from voldriverd import model, names, store
 from voldriverd.driver import Driver, Key, TreeOptions
-from voldriverd.engine import creation, pools, remembered
+from voldriverd.engine import creation, pools, remembered, restores
 from voldriverd.errors import Error, Unusable
 from voldriverd.store.write import Write
 
-_BEING_MADE: Final = frozenset(
-    {model.VolumeState.REGISTERING, model.VolumeState.RESTORING, model.VolumeState.IMPORTING},
-)
+_ARRIVING: Final = frozenset({model.VolumeState.RESTORING, model.VolumeState.IMPORTING})
+_BEING_MADE: Final = _ARRIVING | {model.VolumeState.REGISTERING}
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +135,9 @@ class _Pool:
         elif key != volume.key:  # what went on is done: the old content goes last
             self._made.notes.append(f"{shown}: it has the content {key}, {volume.key} is not there any more")
             volume = replace(volume, state=model.VolumeState.INACTIVE) if volume.is_live else volume
+        elif volume.state in _ARRIVING and restores.is_new(volume):  # a tree is whole, and may be in use since
+            self._made.notes.append(f"{shown}: it was being made, and its tree is there; it is taken as it is")
+            volume = replace(volume, state=model.VolumeState.INACTIVE)
         self._key_of[volume.id] = key or volume.tree
         self._options_of[volume.id] = self._options(volume)
         self._add_tree(self._key_of[volume.id], self._options_of[volume.id])

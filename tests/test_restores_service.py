@@ -13,7 +13,7 @@ from tests.serving import PATIENCE_S, Gate, serve, until
 from voldriverd import arrivals, model, names
 from voldriverd import restores as service_restores
 from voldriverd.driver import Driver, Key
-from voldriverd.engine import backups, creation, restores, snapshots, space, supplies
+from voldriverd.engine import backups, creation, restores, snapshots, space, supplies, trash
 from voldriverd.engine.context import Engine
 from voldriverd.errors import Exists, InUse, NotFound, Unusable
 from voldriverd.jobs import Job
@@ -333,6 +333,24 @@ def test_to_remove_a_new_volume_is_to_cancel_it(bench: Bench, backup: model.Back
     bench.upkeep()
     (pool,) = bench.engine.pools
     assert bench.driver.trees() == bench.store.pointed_keys(pool.row.id)
+
+
+def test_a_new_volume_that_was_made_before_its_removal_could_cancel_it_is_removed(
+    bench: Bench, backup: model.Backup, gate: Gate
+) -> None:
+    async def use(service: Service) -> model.Volume:
+        going = await service.create(request("new", backup), answer_s=0)
+        async with service._locks.hold(going.id, "set", what="cannot set", wait_s=1):
+            gate.opened.set()
+            await until(lambda: service._locks._entries[going.id].users == 2)
+            removal = asyncio.create_task(service.remove(going.id))
+            await until(lambda: (job := service.jobs.get(f"1v{going.id}")) and job.is_given_up)
+        return await removal
+
+    assert serve(bench, use).state is VolumeState.REMOVED
+    assert bench.store.volume_named("new") is None
+    assert trash.restore(bench.engine, bench.trashed("new")).state is VolumeState.INACTIVE
+    assert bench.read("new") == "one"
 
 
 def test_a_new_volume_that_cannot_be_is_gone_and_the_reason_is_kept(

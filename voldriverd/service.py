@@ -100,11 +100,13 @@ class Service:
         )
 
     async def remove(self, volume_id: model.VolumeId, *, wait_s: float = WAIT_S) -> model.Volume:
-        """Put a volume in the trash, or destroy it if it is anonymous; one that is being restored as new never was."""
-        if self.restores.is_new(self.row(volume_id)):
-            return await self.restores.cancel(volume_id)
-        if self.row(volume_id).state is model.VolumeState.IMPORTING:
-            return await self.imports.cancel(volume_id)
+        """Put a volume in the trash, or destroy it if it is anonymous; one whose data is on its way yet never was."""
+        volume = self.row(volume_id)
+        if self.restores.is_new(volume) or volume.state is model.VolumeState.IMPORTING:
+            bringing = self.imports if volume.state is model.VolumeState.IMPORTING else self.restores
+            volume = await bringing.cancel(volume_id)
+            if volume.state is not model.VolumeState.INACTIVE:  # else it was made before that
+                return volume
         return await self._verb("remove", volume_id, lambda volume: self._unpinned(volume, trash.remove), wait_s=wait_s)
 
     async def restore(self, volume_id: model.VolumeId, *, name: str | None) -> model.Volume:

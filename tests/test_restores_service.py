@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Awaitable, Iterator
 from contextlib import closing
 from pathlib import Path
+from typing import TYPE_CHECKING, cast
 
 import pytest
 
@@ -12,6 +13,7 @@ from tests.engines import Bench, bench_on
 from tests.serving import PATIENCE_S, Gate, serve, until
 from voldriverd import arrivals, model, names
 from voldriverd import restores as service_restores
+from voldriverd.api import docker
 from voldriverd.driver import Driver, Key
 from voldriverd.engine import backups, creation, restores, snapshots, space, supplies, trash
 from voldriverd.engine.context import Engine
@@ -19,6 +21,9 @@ from voldriverd.errors import Exists, InUse, NotFound, Unusable
 from voldriverd.jobs import Job
 from voldriverd.model import VolumeState
 from voldriverd.service import Service
+
+if TYPE_CHECKING:
+    from aiohttp import web
 
 pytestmark = pytest.mark.root
 
@@ -451,6 +456,30 @@ def test_what_cannot_be_taken_up_says_why_and_is_tried_again(
     assert bench.read("new") == "one"
 
 
+def test_what_cannot_be_taken_up_is_tried_again_although_that_cannot_be_written_down(
+    bench: Bench, backup: model.Backup, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service_restores, "RETRY_S", 0.01)
+    volume = begun(bench, "new", backup)
+    aside = (tmp_path / "shelf").rename(tmp_path / "aside")
+    tries: list[model.VolumeId] = []
+
+    def fail(_: Engine, volume_id: model.VolumeId, _reason: str) -> None:
+        tries.append(volume_id)
+        raise Unusable("cannot write database: database or disk is full")
+
+    monkeypatch.setattr(restores, "postpone", fail)
+
+    async def resume(service: Service) -> None:
+        await service.resume()
+        await until(lambda: len(tries) > 1)
+        aside.rename(tmp_path / "shelf")
+        await service.restores.settled(volume, "mount", within_s=PATIENCE_S)
+
+    serve(bench, resume)
+    assert bench.read("new") == "one"
+
+
 def test_what_waits_for_another_try_says_so_and_can_be_removed(
     bench: Bench, backup: model.Backup, tmp_path: Path
 ) -> None:
@@ -470,6 +499,19 @@ def test_what_waits_for_another_try_says_so_and_can_be_removed(
 
     serve(bench, resume)
     assert bench.store.volume_named("new") is None
+
+
+def test_the_plugin_does_not_tell_that_a_volume_is_gone_whose_restore_nobody_has_taken_up_yet(
+    bench: Bench, backup: model.Backup
+) -> None:
+    begun(bench, "new", backup)
+
+    async def remove(service: Service) -> None:
+        answer = await docker.Plugin(service)._remove(cast("web.BaseRequest", None), {"Name": "new"})
+        assert bench.store.volume_named("new") is None, answer
+
+    with pytest.raises(NotFound, match="cannot cancel the restore of volume new: none is running"):
+        serve(bench, remove)
 
 
 def test_a_stop_does_not_wait_for_another_try(bench: Bench, backup: model.Backup, tmp_path: Path) -> None:

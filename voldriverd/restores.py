@@ -182,12 +182,18 @@ class Restores(Arrivals):
                 else:
                     return
                 if not job.cancelled.is_set():
-                    postpone = functools.partial(restores.postpone, self._engine, volume.id, reason)
-                    await self._locked(volume.id, _what(volume), postpone, wait_s=END_WAIT_S)
+                    await self._postpone(volume, reason)
                     await _pause(job, pause_s, reason)
                     pause_s = min(2 * pause_s, RETRY_MAX_S)
             if not _stops(job):
                 await self._give_up_new(volume)
+
+    async def _postpone(self, volume: model.Volume, reason: str) -> None:
+        postpone = functools.partial(restores.postpone, self._engine, volume.id, reason)
+        try:
+            await self._locked(volume.id, _what(volume), postpone, wait_s=END_WAIT_S)
+        except Error as err:  # a full disk, for one: it is tried again whether or not the volume can say so
+            _log.warning("verb=restore volume=%s result=%s", volume.name, err)
 
     async def _take_up(self, volume: model.Volume, source: names.BackupSource, job: Job) -> None:
         what = _what(volume)

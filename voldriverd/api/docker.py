@@ -7,7 +7,6 @@ Content types are ignored. With `--log-level debug` every call is a line of the 
 """
 
 import asyncio
-import contextlib
 import functools
 import json
 import logging
@@ -134,9 +133,14 @@ class Plugin:
 
     async def _remove(self, _request: web.BaseRequest, body: _Body) -> bytes:
         volume = self._service.store.volume_named(_text(body, "Name"))
-        with contextlib.suppress(NotFound):  # it went meanwhile; a missing one is success: dockerd repeats
-            if volume is not None:
-                await self._service.remove(volume.id)
+        if volume is None:  # that is success: dockerd repeats
+            return _NOTHING
+        try:
+            await self._service.remove(volume.id)
+        except NotFound:
+            left = self._service.store.volume(volume.id)
+            if left is not None and left.is_live:  # else it went meanwhile
+                raise
         return _NOTHING
 
     async def _mount(self, request: web.BaseRequest, body: _Body) -> _Answer:

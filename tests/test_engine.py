@@ -143,6 +143,14 @@ def test_a_clone_inherits_size_and_may_be_given_a_larger_one(bench: Bench) -> No
     assert bench.read("larger") == "data"
 
 
+def test_a_clone_of_a_snapshot_is_made_with_what_its_origin_was(bench: Bench) -> None:
+    made = bench.create("db", mode="0700", uid="1000")
+    snapshot = snapshots.create(bench.engine, made, snapshots.Wish("s"))
+    clone = bench.create("copy", **{"from": "db@s"})
+    trees = [bench.store.tree(each.tree) for each in (made, snapshot, clone)]
+    assert [tree.options for tree in trees if tree is not None] == [TreeOptions(mode=0o700, uid=1000)] * 3
+
+
 def test_a_clone_is_independent_of_its_source(bench: Bench) -> None:
     bench.create("db")
     bench.write("db", "one")

@@ -256,6 +256,14 @@ def test_a_journal_that_the_disk_does_not_take_longer_is_left_as_it_was(
     assert not journal.exists()
 
 
+def test_a_clone_is_what_its_source_is_and_settled(database: store.Store) -> None:
+    made = TreeOptions(size_bytes=1 << 30, fs="xfs", thick=True)
+    source = model.Tree(Key("v1.1"), POOL.id, made, None, is_settled=False)
+    database.commit(lambda write: write.add_tree(source))
+    database.commit(lambda write: write.add_clone(Key("s1"), source.key))
+    assert database.tree(Key("s1")) == model.Tree(Key("s1"), POOL.id, made, source.key, is_settled=True)
+
+
 def test_what_is_foreseen_is_seen_at_once_and_written_with_the_next_commit(tmp_path: Path) -> None:
     with closing(store.Store(tmp_path)) as database:
         database.commit(lambda write: write.add_pool(POOL))

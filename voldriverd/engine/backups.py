@@ -79,11 +79,10 @@ def begin(engine: Engine, snapshot: model.Snapshot, target: model.Target, wish: 
             return present
     driver = engine.pools.driver(volume.pool_id)
     backup = _new_row(engine, volume, snapshot, target, wish, has_tree=Capability.COW in driver.capabilities)
-    options = creation.tree_options(engine, snapshot.tree)
 
     def change(write: Write) -> None:
         if backup.key is not None:
-            write.add_tree(model.Tree(backup.key, volume.pool_id, options, snapshot.tree, is_settled=True))
+            write.add_clone(backup.key, snapshot.tree)
         write.put_backup(backup)
 
     engine.store.commit(change)

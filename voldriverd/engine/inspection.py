@@ -9,8 +9,8 @@ from collections.abc import Generator
 
 from voldriverd import model
 from voldriverd.driver import Capability, Change, Key, StreamFormat
-from voldriverd.engine import creation, extract, failures, mounts, space, trees, use
 from voldriverd.engine import difference as walking
+from voldriverd.engine import extract, failures, mounts, space, trees, use
 from voldriverd.engine.context import Engine
 from voldriverd.errors import Error, InUse
 
@@ -75,9 +75,7 @@ def freeze(engine: Engine, volume: model.Volume) -> Key:
     if Capability.COW not in driver.capabilities:
         space.ensure_reserve(engine, engine.pools.get(volume.pool_id), what)
     key = model.snapshot_key(model.SnapshotId(engine.store.reserve_id("snapshots")))
-    options = creation.tree_options(engine, volume.tree)
-    tree = model.Tree(key, volume.pool_id, options, volume.tree, is_settled=True)
-    engine.store.commit(lambda write: write.add_tree(tree))
+    engine.store.commit(lambda write: write.add_clone(key, volume.tree))
     try:
         with failures.told_as(what):
             driver.clone(volume.tree, key, read_only=True)

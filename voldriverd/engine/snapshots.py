@@ -49,10 +49,9 @@ def create(
     use.ensure_cloneable(engine, volume, what)
     space.ensure_reserve(engine, engine.pools.get(volume.pool_id), what)
     snapshot = _new_row(engine, volume, wish)
-    tree = _tree_of(engine, volume, snapshot.tree, source=volume.tree)
 
     def begin(write: Write) -> None:
-        write.add_tree(tree)
+        write.add_clone(snapshot.tree, volume.tree)
         write.put_snapshot(snapshot)
 
     engine.store.commit(begin)
@@ -61,7 +60,7 @@ def create(
     created = replace(snapshot, state=SnapshotState.CREATED)
     try:
         with failures.told_as(what):
-            driver.clone(volume.tree, tree.key, read_only=True)
+            driver.clone(volume.tree, snapshot.tree, read_only=True)
     except Error:
         _forget(engine, volume, snapshot)
         raise
@@ -269,10 +268,6 @@ def _new_row(engine: Engine, volume: model.Volume, wish: Wish) -> model.Snapshot
         created_at=engine.now(),
         expires_at=wish.expires_at,
     )
-
-
-def _tree_of(engine: Engine, volume: model.Volume, key: Key, *, source: Key) -> model.Tree:
-    return model.Tree(key, volume.pool_id, creation.tree_options(engine, source), source, is_settled=True)
 
 
 def _forget(engine: Engine, volume: model.Volume, snapshot: model.Snapshot) -> None:

@@ -39,6 +39,12 @@ class Write:
         """Insert a tree's row: step 1 of every verb that makes something."""
         self._connection.execute("INSERT INTO trees VALUES (?, ?, ?, ?, ?)", rows.tree_values(tree))
 
+    def add_clone(self, key: Key, source: Key) -> None:
+        """Insert the row of a tree that will be a clone of another that something points to, committed when made."""
+        self._connection.execute(
+            "INSERT INTO trees SELECT ?, pool_id, options, key, 1 FROM trees WHERE key = ?", (key, source)
+        )
+
     def settle_trees(self, keys: Iterable[Key]) -> None:
         """Note that trees are known to survive power loss."""
         self._connection.executemany("UPDATE trees SET is_settled = 1 WHERE key = ?", [(key,) for key in keys])

@@ -155,7 +155,7 @@ VERBS: Final[dict[str, Verb]] = {
 }
 
 
-def _prepare(bench: Bench) -> Promises:
+def prepare(bench: Bench) -> Promises:
     """Make volumes in every situation: written and snapshotted, never mounted, in the trash, awaiting removal."""
     bench.create("db", size="1M")
     bench.write("db", "one")
@@ -182,7 +182,7 @@ def test_a_cut_at_every_step_leaves_what_was_promised(bench: Bench, name: str, l
     verb = VERBS[name]
     for step in range(STEPS_MAX):
         bench.renew()
-        told = _prepare(bench)
+        told = prepare(bench)
         was_cut = bench.is_cut(step, lambda: verb.run(bench))
         steps = list(bench.switch.steps)
         if not was_cut:

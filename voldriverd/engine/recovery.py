@@ -2,7 +2,8 @@
 
 Every unfinished verb is ended from the rows alone: begun volumes are made or dropped, the pointers
 that did not move stay, and the trees that nothing points to are removed. A tree on disk that no row
-knows is reported and never deleted: the database may be the older of the two.
+knows is reported and never deleted: the database may be the older of the two. So are those that it has
+as being made while the pool's own copy of the catalogue has them in use.
 
 A pool that goes away and comes back under a process has had its recovery: what is unfinished in it belongs to verbs
 that this process runs. They end it themselves, in the way that they tell, and nothing of theirs is touched.
@@ -12,6 +13,7 @@ import functools
 import logging
 import uuid
 from dataclasses import replace
+from pathlib import Path
 from typing import Final
 
 from voldriverd import model
@@ -23,6 +25,7 @@ from voldriverd.engine import (
     links,
     mounts,
     pools,
+    remembered,
     restores,
     scratch,
     trees,
@@ -36,6 +39,8 @@ from voldriverd.store.write import Write
 _log = logging.getLogger(__name__)
 
 _RESTING: Final = {VolumeState.INACTIVE, VolumeState.REMOVED}
+_USED: Final = {*_RESTING, VolumeState.UPDATING}
+_ARRIVING: Final = {VolumeState.RESTORING, VolumeState.IMPORTING}
 _DISPLACING: Final = {VolumeState.REVERTING, VolumeState.RESTORING}
 
 
@@ -78,19 +83,54 @@ def _recover_pool(engine: Engine, pool: pools.Pool, driver: Driver) -> None:
             _end_snapshots(engine, pool_id, on_disk)
         on_disk = driver.trees()
     known = engine.store.tree_keys(pool_id)
-    pointed = engine.store.pointed_keys(pool_id)
+    loose = known - engine.store.pointed_keys(pool_id)
+    if not pool.has_served and loose & on_disk:
+        with failures.told_as(f"cannot recover pool {pool.row.name}"):
+            later = _pointed_later(engine, pool, loose & on_disk)
+        if later:
+            engine.store.drop_trees(later)
+            known, loose = known - later, loose - later
     pool.orphans = frozenset(on_disk - known)
     for key in sorted(pool.orphans):
         _log.warning(
             "verb=recover pool=%s key=%s result=a tree that no row knows; it is left alone", pool.row.name, key
         )
     if not pool.has_served:
-        trees.discard(engine, pool_id, *(known - pointed))
+        trees.discard(engine, pool_id, *loose)
+
+
+def _pointed_later(engine: Engine, pool: pools.Pool, loose: set[Key]) -> set[Key]:
+    """Return the trees, of those that nothing points to, that the pool's copy of the catalogue knows to be in use.
+
+    The copy never tells of what the database has not heard of: then that was put back, in the state of an instant at
+    which they were being made. They are nobody's now, and `voldriverd rebuild` brings them back.
+    """
+    told, found = remembered.read(Path(pool.row.path)), set[Key]()
+    for volume in told.volumes.values():
+        if volume.key in loose and volume.state in _USED and not _is_known(engine, volume):
+            found.add(volume.tree)
+    for snapshot in told.snapshots.values():
+        is_made = snapshot.key in loose and snapshot.state is SnapshotState.CREATED
+        if is_made and engine.store.snapshot(snapshot.id) is None:
+            found.add(snapshot.tree)
+    return found
+
+
+def _is_known(engine: Engine, told: model.Volume) -> bool:
+    """Tell whether the database has heard of all that a volume has had, and so is not older than who tells of it."""
+    row = engine.store.volume(told.id) or engine.store.ended_volume(told.id)
+    return row is not None and (row.state is VolumeState.PURGED or row.content > told.content)
 
 
 def _end_verb(engine: Engine, driver: Driver, volume: model.Volume, on_disk: set[Key]) -> None:
     if volume.state is VolumeState.REGISTERING and _origin(engine, volume) is not None:
         _end_clone(engine, driver, volume, on_disk)
+        return
+    if volume.state in _ARRIVING and restores.is_new(volume) and _is_in_use(engine, volume, on_disk):
+        _log.error(
+            "verb=recover volume=%s result=the database is older than its pool, and has it as begun", volume.name
+        )
+        _put_volume(engine, volume, replace(volume, state=VolumeState.INACTIVE, message=None))
         return
     if volume.state is VolumeState.RESTORING and restores.is_new(volume):
         return  # the service takes that up
@@ -112,6 +152,14 @@ def _end_verb(engine: Engine, driver: Driver, volume: model.Volume, on_disk: set
         _log.error("verb=recover volume=%s key=%s result=%s", volume.name, volume.key, mounts.MISSING)
     if resting != volume:
         _put_volume(engine, volume, resting)
+
+
+def _is_in_use(engine: Engine, volume: model.Volume, on_disk: set[Key]) -> bool:
+    """Tell whether the pool's copy of the catalogue knows the end of what made a volume: the database was put back."""
+    if volume.key not in on_disk:
+        return False
+    told = remembered.read(Path(engine.pools.get(volume.pool_id).row.path)).volumes.get(volume.id)
+    return told is not None and (told.uuid, told.key) == (volume.uuid, volume.key) and told.state in _USED
 
 
 def _end_clone(engine: Engine, driver: Driver, volume: model.Volume, on_disk: set[Key]) -> None:

@@ -46,6 +46,13 @@ def create(directory: Path) -> Path:
     return directory / name
 
 
+def create_durably(directory: Path) -> Path:
+    """Create one subvolume that survives power loss, as what `Create` has answered does."""
+    made = create(directory)
+    fs.sync_directory(directory)
+    return made
+
+
 def snapshot(source: Path, directory: Path) -> None:
     """Take one read-only snapshot; it commits by itself."""
     with btrfs.opened(source) as origin, btrfs.opened(directory) as fd:

@@ -44,6 +44,7 @@ def daemon(session_scratch: Scratch, tmp_path_factory: pytest.TempPathFactory) -
         for name in ("monday", "tuesday"):
             running.api("POST", "/v1/volumes/1v1?action=snapshot", {"name": name})
         running.api("DELETE", "/v1/volumes/1v4")
+        running.api("POST", "/v1/apikeys", {"name": "ci"})
         yield running
 
 
@@ -373,10 +374,40 @@ def test_who_reads_no_further_is_no_error(daemon: Running) -> None:
         ("voldriver snapshot get alpha@t", ["alpha@tuesday"]),
         ("voldriver volume clone alpha@", ["alpha@monday", "alpha@tuesday"]),
         ("voldriver snapshot revert none@", []),
+        ("voldriver pool grow i", ["images"]),
+        ("voldriver apikey rm c", ["ci"]),
     ],
 )
 def test_the_shell_completes_names(daemon: Running, words: str, found: list[str]) -> None:
     assert complete(words, socket=daemon.api_socket) == found
+
+
+@pytest.mark.root
+@pytest.mark.parametrize(
+    ("line", "replies"),
+    [
+        ("voldriver backup create al", ["alpha", "alto"]),
+        ("voldriver backup create alpha@", ["monday", "tuesday"]),
+        ("voldriver backup create alpha@m", ["monday"]),
+        ("voldriver snapshot rm alpha@monday alpha@t", ["tuesday"]),
+        ('voldriver export "alpha@t', ["alpha@tuesday"]),
+        ("voldriver volume resi web", ["resize"]),
+        ("voldriver apikey create --role=f", ["full"]),
+    ],
+)
+def test_bash_replaces_what_stands_behind_the_last_break(
+    daemon: Running, tmp_path: Path, line: str, replies: list[str]
+) -> None:
+    program = tmp_path / "voldriver"
+    program.write_text(f'#!/bin/sh\nexec {sys.executable} -c "{CLIENT}" "$@"\n')
+    program.chmod(0o755)
+    typed = line.removesuffix(" web")  # the cursor stands before that
+    ask = f"COMP_LINE={shlex.quote(line)} COMP_POINT={len(typed)}; _voldriver_completion voldriver"
+    script = f'eval "$(_VOLDRIVER_COMPLETE=bash_source voldriver)"; {ask}; printf "%s\\n" "${{COMPREPLY[@]}}"'
+    path = f"{tmp_path}:{os.environ['PATH']}"
+    environment = {**os.environ, "VOLDRIVER_SOCKET": str(daemon.api_socket), "PATH": path}
+    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, env=environment, check=True)
+    assert (done.stdout.splitlines(), done.stderr) == (replies, "")
 
 
 def test_completion_without_a_daemon_says_nothing() -> None:

@@ -246,7 +246,7 @@ def test_every_shell_can_read_its_completion(host: Copy, shell: tuple[str, str],
 
 def test_a_shell_completes_commands(host: Copy) -> None:
     place = "/usr/local/share/bash-completion/completions"
-    asked = f"source {place}/voldriver; COMP_WORDS=(voldriver volume resi); COMP_CWORD=2; {COMPLETE}"
+    asked = f"source {place}/voldriver; COMP_LINE='voldriver volume resi'; COMP_POINT=21; {COMPLETE}"
     assert host.run("bash", "-c", asked) == "resize"
 
 

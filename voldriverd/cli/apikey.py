@@ -4,6 +4,7 @@ import click
 
 from voldriverd.cli import parameters, show
 from voldriverd.cli.connection import Resource, resource_path
+from voldriverd.cli.parameters import KeyName
 from voldriverd.cli.session import Session
 from voldriverd.errors import NotFound
 from voldriverd.model import Role
@@ -45,7 +46,7 @@ def list_(session: Session, *, quiet: bool) -> None:
 
 
 @group.command("rm")
-@click.argument("keys", metavar="ID...", nargs=-1, required=True)
+@click.argument("keys", metavar="ID...", nargs=-1, required=True, type=KeyName())
 @click.pass_obj
 def remove(session: Session, *, keys: tuple[str, ...]) -> None:
     """End keys at once, each named by its id, its name or its access key."""

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any, Final
 
 import click
+from click import shell_completion
 
 import voldriverd
-from voldriverd.cli import show
+from voldriverd.cli import completion, show
 from voldriverd.cli.connection import Connection, place_of
 from voldriverd.cli.session import Session
 from voldriverd.errors import Error
@@ -27,6 +28,11 @@ _OF_WRITING: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.E
 
 class _Program(click.Group):
     """Imports a group's module when it is asked for, and says errors in one line."""
+
+    def main(self, *args: Any, **extra: Any) -> Any:
+        """Run; the shell may ask what comes next."""
+        shell_completion.add_completion_class(completion.Bash)
+        return super().main(*args, **extra)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Return the groups."""

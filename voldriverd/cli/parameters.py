@@ -77,6 +77,30 @@ class TargetName(click.ParamType):  # type: ignore[type-arg]
         return [CompletionItem(name) for name in sorted(names) if name.startswith(incomplete)]
 
 
+class PoolName(click.ParamType):  # type: ignore[type-arg]
+    """The name or id of a pool; completes names."""
+
+    name = "pool"
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        """Return the names that begin so."""
+        del param
+        names = [pool["name"] for pool in _listed(ctx, "storagepools")]
+        return [CompletionItem(name) for name in names if name.startswith(incomplete)]
+
+
+class KeyName(click.ParamType):  # type: ignore[type-arg]
+    """The name, id or access key of an API key; completes names, and ids of those without one."""
+
+    name = "id"
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        """Return the names that begin so."""
+        del param
+        names = [str(key["name"] or key["id"]) for key in _listed(ctx, "apikeys")]
+        return [CompletionItem(name) for name in names if name.startswith(incomplete)]
+
+
 def target(function: _F) -> _F:
     """Add `--target`."""
     return click.option("--target", metavar="TARGET", type=TargetName(), help="Not the default one.")(function)

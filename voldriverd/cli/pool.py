@@ -4,6 +4,7 @@ import click
 
 from voldriverd.cli import parameters, show
 from voldriverd.cli.connection import Resource
+from voldriverd.cli.parameters import PoolName
 from voldriverd.cli.session import Session
 
 HEAD = ("NAME", "DRIVER", "HEALTH", "CAPACITY", "FREE", "VOLUMES", "PATH")
@@ -31,7 +32,7 @@ def list_(session: Session, *, quiet: bool) -> None:
 
 
 @group.command("grow")
-@click.argument("name")
+@click.argument("name", type=PoolName())
 @click.argument("size")
 @click.pass_obj
 def grow(session: Session, *, name: str, size: str) -> None:

@@ -217,6 +217,16 @@ def test_a_disk_that_fills_up_meanwhile_is_told_and_nothing_takes_the_place(
         assert cli_of(running, "volume", "ls", "-q") == "a\n"
 
 
+def test_a_root_in_which_nothing_lies_is_said_once_and_no_pool_is_blamed(tmp_path: Path) -> None:
+    arguments = ["--config", str(tmp_path / "none.toml"), "--root", str(tmp_path / "root"), "rebuild", "--yes"]
+    (tmp_path / "none.toml").touch()
+    result = CliRunner().invoke(cli.main, arguments, catch_exceptions=False)
+    cause = f"no pools are configured, and there is no image {tmp_path}/root/embedded.img that has any"
+    question = "is the disk of the root mounted, and is it the right configuration?"
+    assert (result.exit_code, result.stderr) == (1, f"voldriverd: cannot rebuild: {cause}; {question}\n")
+    assert not (tmp_path / "root" / store.FILE_NAME).exists()
+
+
 def test_a_pool_that_is_not_there_is_named_and_nothing_is_made(running: Running) -> None:
     with running:
         cli_of(running, "volume", "create", "a", "-d", "btrfs")

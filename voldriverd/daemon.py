@@ -46,6 +46,8 @@ KEEPALIVE_S: Final = 86_400.0
 BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
 DESCRIPTORS_SHARE: Final = 4
 """A unix socket may have this part of our descriptors: half is left for verbs, whoever connects."""
+_BARE_POOLS: Final = "pools"
+"""Below a root on btrfs, where the embedded pools need no image."""
 _UNPACKING: Final = {StreamFormat.BTRFS: "btrfs", StreamFormat.BLOCKS: "loop", StreamFormat.TAR: "directory"}
 """Whose stream it is."""
 
@@ -182,6 +184,10 @@ def rebuild(config: configuration.Config, is_agreed: Callable[[list[str]], bool]
 
 
 def _look(config: configuration.Config, database: store.Store) -> list[rebuilding.Found]:
+    image = embedded.Embedded(config.root)
+    if not config.pools and not image.exists() and not (config.root / _BARE_POOLS).exists():
+        cause = f"no pools are configured, and there is no image {image.path} that has any"
+        raise Unusable(f"cannot rebuild: {cause}; is the disk of the root mounted, and is it the right configuration?")
     specs = _configured(config) if config.pools else _embedded(config, is_known=True)
     found: list[rebuilding.Found] = []
     opened = pools.Pools(
@@ -339,7 +345,7 @@ def _embedded(config: configuration.Config, *, is_known: bool) -> list[pools.Spe
     """Return the pools of a host where nothing is configured: in an image, or in the root if that is on btrfs (D9)."""
     image = embedded.Embedded(config.root)
     if not image.exists() and fs.magic(config.root) == fs.BTRFS_MAGIC:
-        base, prepare, grow, make = config.root / "pools", None, None, _make
+        base, prepare, grow, make = config.root / _BARE_POOLS, None, None, _make
     else:
         base, grow, make = image.mount_point, image.grow, _make_in_image
         prepare = functools.partial(_prepare_image, image, config.embedded_size_bytes, is_known=is_known)

@@ -3,6 +3,8 @@
 import asyncio
 import time
 from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
 from typing import Any, Final, TypeVar
 
 from voldriverd import model
@@ -22,6 +24,14 @@ USAGE_AGE_S: Final = 1.0
 _UNKNOWN: Final = Usage(None, None, None)
 
 
+@dataclass(slots=True)
+class _Batch:
+    """Volumes of a pool that are asked together."""
+
+    rows: dict[model.VolumeId, model.Volume] = field(default_factory=dict)
+    told: asyncio.Event = field(default_factory=asyncio.Event)
+
+
 class Usages:
     """The usages of volumes as they were told last; lives on one event loop."""
 
@@ -31,13 +41,17 @@ class Usages:
         self._runner = runner
         self._known: dict[model.VolumeId, tuple[float, Usage]] = {}
         self._asked: dict[tuple[str, model.PoolId], asyncio.Task[Any]] = {}
+        self._asking: dict[model.PoolId, asyncio.Task[None]] = {}
+        """One for each pool: one that does not answer takes one thread, and not one for each time it is asked."""
+        self._wanted: dict[model.PoolId, _Batch] = {}
+        """What is asked next."""
 
     def of(self, volume: model.Volume) -> Usage:
         """Return the usage of a volume from memory, and have it asked again if it is old."""
         known = self._known.get(volume.id)
         if known is None or time.monotonic() - known[0] > USAGE_AGE_S:
             known = self._known[volume.id] = (time.monotonic(), known[1] if known else _UNKNOWN)
-            self._runner.spawn(self._ask(volume))
+            self._want(volume.pool_id, [volume])
         return known[1]
 
     def known(self, volume_id: model.VolumeId) -> Usage | None:
@@ -46,15 +60,17 @@ class Usages:
         return None if known is None else known[1]
 
     async def refresh(self, rows: list[model.Volume]) -> None:
-        """Ask again for usages that are old, all in one thread; a pool that does not answer in time keeps the old."""
+        """Ask again for usages that are old; a pool that does not answer in time keeps the old."""
         now_s = time.monotonic()
-        old = [row for row in rows if row.id not in self._known or now_s - self._known[row.id][0] > USAGE_AGE_S]
-        if not old:
-            return
-        asked = asyncio.ensure_future(self._runner.in_thread(_ask_all, self._engine, old))
-        await asyncio.wait([asked], timeout=SPACE_TIMEOUT_S)
-        if asked.done():
-            self._known |= {volume_id: (now_s, usage) for volume_id, usage in asked.result().items()}
+        old: dict[model.PoolId, list[model.Volume]] = {}
+        for row in rows:
+            if row.id not in self._known or now_s - self._known[row.id][0] > USAGE_AGE_S:
+                old.setdefault(row.pool_id, []).append(row)
+        batches = [self._want(pool_id, mine) for pool_id, mine in old.items()]
+        with suppress(TimeoutError):
+            async with asyncio.timeout(SPACE_TIMEOUT_S):
+                for batch in batches:
+                    await batch.told.wait()
 
     def forget_gone(self) -> None:
         """Drop the usages of volumes that are gone."""
@@ -86,9 +102,23 @@ class Usages:
             going.add_done_callback(_retrieve)
         return going
 
-    async def _ask(self, volume: model.Volume) -> None:
-        found = await self._runner.in_thread(_ask_all, self._engine, [volume])
-        self._known[volume.id] = (time.monotonic(), found[volume.id])
+    def _want(self, pool_id: model.PoolId, rows: list[model.Volume]) -> _Batch:
+        """Have volumes of a pool asked, all in one thread, as soon as it has answered what it was asked before."""
+        batch = self._wanted.setdefault(pool_id, _Batch())
+        batch.rows |= {row.id: row for row in rows}
+        asking = self._asking.get(pool_id)
+        if asking is None or asking.done():
+            self._asking[pool_id] = self._runner.spawn(self._ask(pool_id))
+        return batch
+
+    async def _ask(self, pool_id: model.PoolId) -> None:
+        while (batch := self._wanted.pop(pool_id, None)) is not None:
+            try:
+                found = await self._runner.in_thread(_ask_all, self._engine, list(batch.rows.values()))
+                now_s = time.monotonic()
+                self._known |= {volume_id: (now_s, usage) for volume_id, usage in found.items()}
+            finally:
+                batch.told.set()
 
 
 def _retrieve(task: "asyncio.Task[Any]") -> None:

@@ -33,6 +33,17 @@ def test_what_a_function_returns_or_raises_is_told() -> None:
     asyncio.run(main())
 
 
+def test_a_function_that_raises_what_no_future_takes_is_told_all_the_same() -> None:
+    async def main() -> None:
+        threads = Threads(1, "t")
+        async with asyncio.timeout(5):
+            with pytest.raises(RuntimeError, match="StopIteration"):
+                await threads.submit(next, iter(()))
+        assert await threads.stop(within_s=10)
+
+    asyncio.run(main())
+
+
 def test_a_thread_that_is_free_works_again_and_the_last_one_first() -> None:
     async def main() -> None:
         threads = Threads(3, "t")

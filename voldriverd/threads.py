@@ -126,5 +126,9 @@ def _serve(mailbox: _Mailbox) -> None:
 def _outcome(function: Callable[..., _T], arguments: tuple[object, ...]) -> tuple[_T | None, BaseException | None]:
     try:
         return function(*arguments), None
+    except StopIteration as err:  # our own bug; no future takes it, and who waits would wait for ever
+        told = RuntimeError(f"{function} raised StopIteration")
+        told.__cause__ = err
+        return None, told
     except BaseException as err:  # noqa: BLE001 - who waits for it is told whatever it is
         return None, err

@@ -118,8 +118,9 @@ def resize(
         with failures.told_as(what):
             driver.resize(volume.tree, size_bytes)
         engine.store.commit(lambda write: write.put_volume(settled), is_vital=True)
-    except Error:
+    except Error as err:
         engine.store.commit(lambda write: write.put_volume(volume), is_vital=True)
+        err.args = (str(err).replace(f"tree {volume.tree}", f"volume {volume.name}", 1),)  # drivers know keys alone
         raise
     return settled
 

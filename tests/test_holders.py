@@ -11,9 +11,12 @@ from pathlib import Path
 import pytest
 
 from tests.engines import Bench, bench_on
-from voldriverd.engine import mounts
+from tests.serving import PATIENCE_S, serve, until
+from voldriverd import names
+from voldriverd.engine import creation, mounts, trash
 from voldriverd.engine.context import Engine
 from voldriverd.engine.mounts import SETTLING_S
+from voldriverd.errors import InUse
 from voldriverd.kernel import mount
 from voldriverd.service import Service
 
@@ -162,3 +165,21 @@ def test_a_holder_that_an_earlier_dockerd_left_is_not_kept_by_the_next_one(
     reconciled_later(bench, service)
     assert holders(bench) == []
     assert not is_mounted(bench)
+
+
+def test_a_clone_of_a_volume_whose_name_another_has_taken_meanwhile_is_refused(bench: Bench) -> None:
+    """What it would be made from is not what it waited for, and anybody might mount that while it is copied."""
+    request = creation.Request("copy", names.parse_options({"from": "db"}), {"from": "db"})
+    first = bench.volume("db")
+
+    async def clone(service: Service) -> None:
+        async with service._locks.hold(first.id, "remove", what="cannot remove", wait_s=1):
+            cloning = asyncio.create_task(service.create(request, answer_s=PATIENCE_S))
+            await until(lambda: service._locks._entries[first.id].users == 2)
+            trash.remove(bench.engine, first)
+            bench.create("db")
+        with pytest.raises(InUse, match="cannot clone volume db: another volume has taken its name meanwhile"):
+            await cloning
+
+    serve(bench, clone)
+    assert bench.store.volume_named("copy") is None

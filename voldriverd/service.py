@@ -408,6 +408,9 @@ class Service:
         what = f"cannot clone volume {origin.name}"
         async with AsyncExitStack() as stack:
             await stack.enter_async_context(self._locks.hold(origin.id, "clone", what=what, wait_s=wait_s))
+            named = self.store.volume_named(origin.name)
+            if named is not None and named.id != origin.id:  # it would be copied while anybody may mount it
+                raise InUse(f"{what}: another volume has taken its name meanwhile; try again")
             plan = await self.runner.run("clone", volumes.begin_create, self.engine, request, volume_id)
             if isinstance(plan, model.Volume):
                 return plan

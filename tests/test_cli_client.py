@@ -103,6 +103,27 @@ def test_wrong_usage_is_status_2(arguments: list[str]) -> None:
 # Where the daemon is
 
 
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--access-key=a", "--secret-key=b"], "--access-key and --secret-key without --url or VOLDRIVER_URL"),
+        (["--ca-cert=/x"], "--ca-cert without --url or VOLDRIVER_URL"),
+        (["--socket=/x", "--ca-cert=/x"], "--ca-cert without --url or VOLDRIVER_URL"),
+    ],
+)
+def test_what_is_for_a_url_alone_is_not_ignored_without_one(options: list[str], said: str) -> None:
+    result = CliRunner().invoke(client.main, [*options, "volume", "ls"])
+    assert (result.exit_code, result.stderr.splitlines()[-1]) == (2, f"Error: {said}")
+
+
+def test_a_url_of_the_environment_takes_the_key_of_the_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[str, str, str]] = []
+    with pretending([(200, body(PAGE))] * 2, seen) as url:
+        monkeypatch.setenv("VOLDRIVER_URL", url)
+        assert CliRunner().invoke(client.main, ["--access-key", "a", "volume", "ls", "-q"]).exit_code == 0
+    assert seen[0][2] == "Basic " + base64.b64encode(b"a:").decode()
+
+
 def test_without_a_daemon_it_says_how_to_start_one() -> None:
     result = run(NO_SOCKET, "volume", "ls")
     assert (result.exit_code, result.stdout) == (1, "")

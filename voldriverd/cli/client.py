@@ -91,6 +91,10 @@ def main(
     if socket is not None and url is not None:
         raise click.UsageError("--socket and --url exclude each other")
     place = place_of(socket=socket, url=url, access_key=access_key, secret_key=secret_key, ca_cert=ca_cert)
+    keys = {"--access-key": access_key, "--secret-key": secret_key, "--ca-cert": ca_cert}
+    alone = [name for name, value in keys.items() if value is not None]
+    if alone and place.url is None:  # over the socket it would be another daemon than the one that was meant
+        raise click.UsageError(f"{' and '.join(alone)} without --url or VOLDRIVER_URL")
     connection = Connection(place)
     ctx.call_on_close(connection.close)
     ctx.obj = Session(connection, is_json)

@@ -18,7 +18,7 @@ from voldriverd.driver import Key
 from voldriverd.engine import rebuild, remembered, snapshots
 from voldriverd.engine.context import utc_now
 from voldriverd.errors import InUse, Unusable
-from voldriverd.model import VolumeState
+from voldriverd.model import PoolId, VolumeState
 
 pytestmark = pytest.mark.root
 
@@ -342,6 +342,86 @@ def test_a_new_volume_whose_end_the_copy_does_not_tell_keeps_what_was_written_si
     rebuild_from(bench, remembered.Remembered({volume.id: begun}))
     bench.upkeep()
     assert (bench.volume("a").state, bench.read("a")) == (VolumeState.INACTIVE, "present")
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ('"name":"a"', '"name":"../../a"'),
+        ('"name":"a"', '"name":5'),
+        ('"options":{}', '"options":{"bogus":"x"}'),
+        ('"labels":{}', '"labels":{"a":[1]}'),
+        ('"size_bytes":null', '"size_bytes":"x"'),
+        ('"content":1', '"content":null'),
+        ('"id":1,', '"id":99999999999999999999,'),
+        ('"id":1,', '"id":-1,'),
+        ('"key":"v1.1"', '"key":"../../etc"'),
+        ('"key":"v1.1"', '"key":null'),
+        ('+00:00"', '"'),
+    ],
+)
+def test_a_line_that_no_database_would_take_costs_a_volume_no_more_than_its_name(
+    bench: Bench, old: str, new: str
+) -> None:
+    bench.create("a")
+    bench.write("a", "present")
+    bench.catalogue.save()
+    path = bench.pool_root / remembered.FILE_NAME
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
+    told = remembered.read(bench.pool_root)
+    assert told.unreadable == 1
+    rebuild_from(bench, told)
+    assert bench.read("recovered-v1.1") == "present"
+
+
+@pytest.mark.parametrize("damage", [b"", b"\0" * 100, b"\0\n" * 100])
+def test_a_pool_whose_copy_is_damaged_is_not_taken_either(bench: Bench, damage: bytes) -> None:
+    bench.create("a")
+    bench.close()
+    (bench.pool_root / remembered.FILE_NAME).write_bytes(damage)
+    for path in bench.root.glob(f"{store.FILE_NAME}*"):
+        path.unlink()
+    bench.restart()
+    (pool,) = bench.engine.pools
+    assert pool.driver is None
+    assert "its catalogue cannot be read: was it lost? voldriverd rebuild" in str(pool.reason)
+
+
+def test_a_damaged_copy_of_trees_that_nobody_knows_is_kept(bench: Bench) -> None:
+    (bench.pool_root / remembered.FILE_NAME).write_bytes(b"damaged")
+    remembered.keep(bench.pool_root, frozenset({Key("v1.1")}), utc_now())
+    (kept,) = bench.pool_root.glob(f"{remembered.KEPT}*")
+    assert kept.read_bytes() == b"damaged"
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_a_missing_volume_whose_number_another_one_has_is_named_and_hinders_nothing(bench: Bench, order: int) -> None:
+    volume = bench.create("a")
+    pool = next(iter(bench.engine.pools)).row
+    other = replace(pool, id=PoolId(2), name="other", path="/other")
+    found = [
+        rebuild.Found(pool, bench.driver, frozenset({volume.tree}), remembered.Remembered({volume.id: volume})),
+        rebuild.Found(
+            other, bench.driver, frozenset(), remembered.Remembered({volume.id: replace(volume, name="gone")})
+        ),
+    ]
+    plan = rebuild.plan(found[::order], utc_now())
+    assert [made.name for made in plan.volumes] == ["a"]
+    assert "volume gone (pool other): its tree is missing, and its number is another volume's; it is forgotten" in (
+        plan.notes
+    )
+
+
+def test_a_volume_with_trees_in_two_pools_is_refused(bench: Bench) -> None:
+    pool = next(iter(bench.engine.pools)).row
+    found = [
+        rebuild.Found(replace(pool, path=path), bench.driver, frozenset({Key(key)}), remembered.Remembered())
+        for path, key in (("/a", "v1.1"), ("/b", "v1.2"))
+    ]
+    with pytest.raises(Unusable, match="/a, /b hold a tree v1 each; they come from two databases"):
+        rebuild.plan(found, utc_now())
 
 
 def test_an_older_database_loses_nothing_either(running: Running) -> None:

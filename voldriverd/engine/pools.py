@@ -259,10 +259,11 @@ class Pools:
         other = next((row for row in self._store.pools() if row.uuid == found["uuid"]), None)
         if other is not None:
             raise Unusable(f"{spec.path} is pool {other.name}; its section is [pools.{other.name}]")
-        count = 0 if self._is_rebuilding else remembered.read(spec.path).volume_count
-        if count:
+        told = remembered.Remembered() if self._is_rebuilding else remembered.read(spec.path)
+        if told.volume_count or told.unreadable:
+            what = f"tells of volumes ({told.volume_count})" if told.volume_count else "cannot be read"
             raise Unusable(
-                f"the database does not know this pool, and its catalogue tells of volumes ({count}): was it lost? "
+                f"the database does not know this pool, and its catalogue {what}: was it lost? "
                 f"voldriverd rebuild makes it anew; to give these volumes up, remove {spec.path / remembered.FILE_NAME}"
             )
         _check_driver(spec, found)

@@ -36,6 +36,11 @@ class Found:
     foreign: frozenset[str] = frozenset()
     """What lies among the trees, and by its name is none."""
 
+    @property
+    def numbers(self) -> set[tuple[str, int]]:
+        """Return of what there are trees: letters and ids."""
+        return set(map(model.key_number, self.keys))
+
 
 @dataclass(slots=True)
 class Plan:
@@ -71,7 +76,9 @@ def plan(found: list[Found], now: datetime) -> Plan:
         if each.told.unreadable:
             made.notes.append(f"pool {each.pool.name}: {each.told.unreadable} lines of its catalogue make no sense")
         made.notes += [f"pool {each.pool.name}: {name!r} is no tree; it is left alone" for name in sorted(each.foreign)]
-        _Pool(each, made, now).take()
+        others = (number for other in found if other is not each for letter, number in other.numbers if letter == "v")
+        elsewhere = frozenset(others).union(volume.id for volume in made.volumes)
+        _Pool(each, made, now, elsewhere=elsewhere).take()
     _number_recovered(made, found)
     _rename_namesakes(made)
     return made
@@ -94,8 +101,10 @@ def write(database: store.Store, made: Plan) -> None:
 class _Pool:
     """Takes one pool into the plan."""
 
-    def __init__(self, found: Found, made: Plan, now: datetime) -> None:
+    def __init__(self, found: Found, made: Plan, now: datetime, *, elsewhere: frozenset[int]) -> None:
+        """`elsewhere`: the numbers of the volumes of other pools."""
         self._found = found
+        self._elsewhere = elsewhere
         self._made = made
         self._now = now
         self._taken: set[Key] = set()
@@ -127,6 +136,11 @@ class _Pool:
     def _take_volume(self, volume: model.Volume) -> None:
         key = volume.key if volume.key in self._found.keys else self._newest.get(volume.id)
         shown = f"volume {volume.name} (pool {self._found.pool.name})"
+        if key is None and volume.id in self._elsewhere:
+            self._made.notes.append(
+                f"{shown}: its tree is missing, and its number is another volume's; it is forgotten"
+            )
+            return
         if key is None and volume.state in _BEING_MADE:
             self._made.notes.append(f"{shown}: it was being made, and is not there")
             return
@@ -229,11 +243,11 @@ class _Pool:
 
 
 def _check_distinct(found: list[Found]) -> None:
-    count = Counter(key for each in found for key in each.keys)
-    for key, times in count.items():
+    count = Counter(number for each in found for number in each.numbers)
+    for (letter, number), times in count.items():
         if times > 1:
-            places = ", ".join(each.pool.path for each in found if key in each.keys)
-            raise Unusable(f"cannot rebuild: {places} hold a tree {key} each; they come from two databases")
+            places = ", ".join(each.pool.path for each in found if (letter, number) in each.numbers)
+            raise Unusable(f"cannot rebuild: {places} hold a tree {letter}{number} each; they come from two databases")
 
 
 def _number_recovered(made: Plan, found: list[Found]) -> None:

@@ -5,11 +5,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
+from types import UnionType
 from typing import Any, Final
 
-from voldriverd import model
+from voldriverd import model, names
 from voldriverd.driver import Key
-from voldriverd.errors import Unusable
+from voldriverd.errors import Invalid, Unusable
 from voldriverd.kernel import fs
 
 FILE_NAME: Final = ".voldriver-catalogue"
@@ -18,6 +19,31 @@ KEPT: Final = f"{FILE_NAME}.kept-"
 VERSION: Final = 1
 LINE_MAX: Final = 1 << 20
 """A volume with 500 labels has 100 KiB."""
+_NUMBER_END: Final = 1 << 63
+"""Of what SQLite takes."""
+_ROW: Final[Mapping[str, type | UnionType]] = {
+    "id": int,
+    "uuid": str,
+    "description": str | None,
+    "size_bytes": int | None,
+    "created_at": str,
+}
+_VOLUME: Final[Mapping[str, type | UnionType]] = {
+    **_ROW,
+    "name": str,
+    "driver": str,
+    "content": int,
+    "options": dict,
+    "labels": dict,
+    "is_protected": bool,
+    "message": str | None,
+}
+_SNAPSHOT: Final[Mapping[str, type | UnionType]] = {
+    **_ROW,
+    "volume_id": int,
+    "name": str | None,
+    "is_automatic": bool,
+}
 
 
 @dataclass(slots=True)
@@ -29,7 +55,7 @@ class Remembered:
     snapshots: dict[model.SnapshotId, model.Snapshot] = field(default_factory=dict)
     """With removed ones."""
     unreadable: int = 0
-    """How many lines made no sense, but for a torn last one."""
+    """How many lines made no sense, but for a torn last one; a copy without a line that makes sense counts as one."""
 
     @property
     def volume_count(self) -> int:
@@ -55,10 +81,13 @@ def read(pool_path: Path) -> Remembered:
 
 
 def keep(pool_path: Path, orphans: frozenset[Key], now: datetime) -> None:
-    """Put a pool's copy aside if it alone tells of trees that the database does not know. Raises OSError."""
+    """Put a pool's copy aside if it alone tells, or may tell, of trees that the database does not know.
+
+    Raises OSError, and Unusable as `read`.
+    """
     found, path = Remembered(), pool_path / FILE_NAME
     _read(found, path)
-    if orphans & found.keys:
+    if orphans & found.keys or (orphans and found.unreadable):
         newest = max((each.name for each in pool_path.glob(f"{KEPT}*")), default="")
         name = f"{KEPT}{now:%Y%m%dT%H%M%S%fZ}"
         if name <= newest:  # the clock went back, and `read` goes by the order of names
@@ -69,9 +98,9 @@ def keep(pool_path: Path, orphans: frozenset[Key], now: datetime) -> None:
 def _read(found: Remembered, path: Path) -> None:
     if not path.exists():
         return
-    for line in path.read_bytes().splitlines(keepends=True):
-        if line.endswith(b"\n") and not _is_taken(found, line, path):
-            found.unreadable += 1
+    lines = [line for line in path.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]
+    taken = sum(_is_taken(found, line, path) for line in lines)
+    found.unreadable += len(lines) - taken if taken else 1
 
 
 def _is_taken(found: Remembered, line: bytes, path: Path) -> bool:
@@ -86,44 +115,66 @@ def _is_taken(found: Remembered, line: bytes, path: Path) -> bool:
         elif "snapshot" in record:
             snapshot = _snapshot(record["snapshot"])
             found.snapshots[snapshot.id] = snapshot
-    except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError):
+    except (Invalid, ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError):
         return False
     return bool(record)
 
 
 def _volume(columns: Mapping[str, Any]) -> model.Volume:
+    _check(columns, _VOLUME)
+    names.volume_name(columns["name"])
+    names.parse_options(columns["options"])
+    _check(columns["labels"], dict.fromkeys(columns["labels"], str))
     times = {name: _time(columns.get(name)) for name in ("removed_at", "destroy_at")}
+    state = model.VolumeState(columns["state"])
     return model.Volume(
         **{
             **columns,
             **times,
-            "id": model.VolumeId(int(columns["id"])),
-            "key": _key(columns["key"]),
-            "state": model.VolumeState(columns["state"]),
-            "options": dict(columns["options"]),
-            "labels": dict(columns["labels"]),
-            "created_at": datetime.fromisoformat(columns["created_at"]),
+            "id": model.VolumeId(columns["id"]),
+            "key": _key(columns["key"], is_gone=state is model.VolumeState.PURGED),
+            "state": state,
+            "created_at": _time(columns["created_at"]),
         }
     )
 
 
 def _snapshot(columns: Mapping[str, Any]) -> model.Snapshot:
+    _check(columns, _SNAPSHOT)
+    if columns["name"] is not None:
+        names.snapshot_name(columns["name"])
     times = {name: _time(columns.get(name)) for name in ("expires_at", "removed_at")}
+    state = model.SnapshotState(columns["state"])
     return model.Snapshot(
         **{
             **columns,
             **times,
-            "id": model.SnapshotId(int(columns["id"])),
-            "key": _key(columns["key"]),
-            "state": model.SnapshotState(columns["state"]),
-            "created_at": datetime.fromisoformat(columns["created_at"]),
+            "id": model.SnapshotId(columns["id"]),
+            "key": _key(columns["key"], is_gone=state is model.SnapshotState.REMOVED),
+            "state": state,
+            "created_at": _time(columns["created_at"]),
         }
     )
 
 
+def _check(columns: Mapping[str, Any], kinds: Mapping[str, type | UnionType]) -> None:
+    """Refuse what no database would take. Raises TypeError, ValueError, KeyError."""
+    for name, kind in kinds.items():
+        if not isinstance(columns[name], kind):
+            raise TypeError(name)
+        if isinstance(columns[name], int) and not 0 <= columns[name] < _NUMBER_END:
+            raise ValueError(name)
+
+
 def _time(text: str | None) -> datetime | None:
-    return None if text is None else datetime.fromisoformat(text)
+    time = None if text is None else datetime.fromisoformat(text)
+    if time is not None and time.tzinfo is None:
+        raise ValueError(text)
+    return time
 
 
-def _key(text: str | None) -> Key | None:
+def _key(text: str | None, *, is_gone: bool) -> Key | None:
+    """Return the key of a row; only what is gone has none."""
+    if (text is None) is not is_gone or not (text is None or model.is_key(text)):
+        raise ValueError(text)
     return None if text is None else Key(text)

@@ -61,6 +61,24 @@ def test_a62_up_creates_once_refuses_another_option_and_down_removes(
     assert (dockerd.volumes(), vd.mounted()) == (set(), set())
 
 
+def test_a_restored_volume_is_taken_if_docker_hears_its_options_before_it_looks(
+    vd: Voldriverd, dockerd: Dockerd, tmp_path: Path
+) -> None:
+    compose = Project(dockerd, tmp_path, {"driver": NAME, "driver_opts": {"size": "1g"}})
+    line = ("volume", "create", "-d", NAME, "-o", "size=1g", "proj_data")
+    compose("up", "-d")
+    compose("down", "-v")
+    vd.cli("volume", "restore", "proj_data")
+    assert '"size" driver_opt (None)' in compose.call("up", "-d").stderr
+    dockerd.docker(*line)
+    assert dockerd.inspect("proj_data")["Options"] is None
+    dockerd.docker("volume", "rm", "proj_data")
+    vd.cli("volume", "restore", "proj_data")
+    dockerd.docker(*line)
+    compose("up", "-d")
+    compose("down", "-v")
+
+
 def test_a63_an_external_volume_is_used_and_stays(vd: Voldriverd, dockerd: Dockerd, name: str, tmp_path: Path) -> None:
     compose = Project(dockerd, tmp_path, {"external": True, "name": name})
     assert name in compose.call("up", "-d").stderr

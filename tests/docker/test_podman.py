@@ -118,6 +118,21 @@ def test_a66_docker_and_podman_share_a_volume(
     assert (vd.holders(name), vd.mounted()) == (0, set())
 
 
+def test_a_prune_of_podman_takes_volumes_of_docker_but_for_mounted_and_protected_ones(
+    vd: Voldriverd, dockerd: Dockerd, podman: Podman, name: str
+) -> None:
+    kinds: dict[str, tuple[str, ...]] = {"idle": (), "held": (), "safe": ("-o", "protected=yes")}
+    for kind, options in kinds.items():
+        dockerd.docker("volume", "create", "-d", NAME, *options, f"{name}-{kind}")
+    dockerd.keep(f"{name}-d", "-v", f"{name}-held:/mnt")
+    podman("volume", "reload")
+    text = podman.refused("volume", "prune", "--force")
+    assert f"cannot remove volume {name}-held: it is mounted by sleep" in text
+    assert f"cannot remove volume {name}-safe: it is protected" in text
+    assert vd.row(f"{name}-idle", is_trashed=True)["state"] == "removed"
+    vd.cli("volume", "set", f"{name}-safe", "--no-protected")
+
+
 def test_podman_fills_a_new_volume_from_the_image(podman: Podman, name: str) -> None:
     podman.create(name)
     assert "/data/one" in podman.run("-v", f"{name}:/data", "bb", "find", "/data", "-type", "f").split()

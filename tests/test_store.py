@@ -717,6 +717,19 @@ def test_vital_commits_succeed_on_a_full_disk_and_others_are_refused(tmp_path: P
     mount.unmount(root)
 
 
+def test_a_file_system_that_does_not_tell_how_full_it_is_is_tried(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As one of FUSE without `statfs`, or a tmpfs without a size."""
+    silent = os.statvfs_result([4096, 0, 0, 0, 0, 0, 0, 0, 0, 255])
+    with closing(store.Store(tmp_path)) as database:
+        database.commit(lambda write: write.add_pool(POOL))
+        monkeypatch.setattr(os, "statvfs", lambda _: silent)
+        put(database, volume(1, "db"))
+        assert database.volume_named("db") == volume(1, "db")
+        assert not (tmp_path / "ballast.probe").exists()
+
+
 def _fill(root: Path) -> None:
     with (root / "filler").open("wb", buffering=0) as filler:
         try:

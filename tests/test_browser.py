@@ -307,7 +307,8 @@ def test_an_update_begins_with_what_is_there_and_leaves_out_what_would_not_come_
     assert "<option>false" in text
     assert "<option selected>true" in text
     for labels in ({"k=": "v"}, {"k": "v\nw"}, {"k\r": "v"}):
-        assert names(made(resource("volume", labels=labels, protected=False))) == ["description", "protected"]
+        asked = names(made(resource("volume", labels=labels, protected=False)))
+        assert asked == ["description", "labelChanges", "protected"]
 
 
 def test_the_openapi_document_is_no_page(site: Site) -> None:

@@ -3,9 +3,10 @@
 import re
 import shlex
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,6 +14,7 @@ from tests.commands import Voldriver
 from tests.running import Running, scratch_config
 from tests.scratch import Scratch
 from voldriverd.cli import show
+from voldriverd.cli.connection import Connection, Resource
 from voldriverd.kernel import mount
 
 pytestmark = pytest.mark.root
@@ -395,6 +397,22 @@ def test_set_keeps_labels_without_a_value_that_are_not_named(voldriver: Voldrive
     assert voldriver.json("volume", "inspect", "db")["labels"] == {"mark": "", "a": "1", "b": "2"}
     voldriver.out("volume", "set", "db", "--label", "mark=")
     assert voldriver.json("volume", "inspect", "db")["labels"] == {"a": "1", "b": "2"}
+
+
+def test_labels_that_are_set_at_the_same_time_are_all_kept(
+    voldriver: Voldriver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    voldriver.out("volume", "create", "db", "-o", "label.a=1")
+    put = Connection.put
+
+    def outrun(self: Connection, path: str, fields: Mapping[str, Any]) -> Resource:
+        monkeypatch.setattr(Connection, "put", put)
+        voldriver.out("volume", "set", "db", "--label", "b=2", "--label", "a=")
+        return put(self, path, fields)
+
+    monkeypatch.setattr(Connection, "put", outrun)
+    voldriver("volume", "set", "db", "--label", "c=3")
+    assert voldriver.json("volume", "inspect", "db")["labels"] == {"b": "2", "c": "3"}
 
 
 @pytest.mark.parametrize("options", [[], ["--label", "x"], ["--protected=yes"]])

@@ -161,6 +161,10 @@ def test_properties_are_changed_by_put(daemon: Running, name: str) -> None:
     found = again(daemon, volume)
     assert answer.body == found
     assert (found["description"], found["protected"], found["labels"]) == ("new", True, {"b": "2"})
+    changed = daemon.api("PUT", f"/v1/volumes/{volume['id']}", {"labelChanges": {"c": "3", "b": "", "none": ""}})
+    assert (changed.body["labels"], changed.body["labelChanges"]) == ({"c": "3"}, None)
+    many = daemon.api("PUT", f"/v1/volumes/{volume['id']}", {"labelChanges": {str(each): "x" for each in range(100)}})
+    assert (many.status, many.body["message"]) == (422, "cannot use 101 labels: a volume has at most 100")
     daemon.api("PUT", f"/v1/volumes/{volume['id']}", {"description": None, "protected": "false", "labels": None})
     found = again(daemon, volume)
     assert (found["description"], found["protected"], found["labels"]) == (None, False, {})

@@ -338,7 +338,7 @@ def parse_options(options: Mapping[str, object], *, drivers: Iterable[str] = DRI
         nocow=_given(texts, "nocow", boolean),
         compression=_given(texts, "compression", choice_of(COMPRESSIONS)),
         protected=_given(texts, "protected", boolean),
-        labels=_labels(labels),
+        labels=checked_labels(labels),
     )
 
 
@@ -433,7 +433,8 @@ def _mode(text: str, *, field: str) -> int:
     return int(text, 8)
 
 
-def _labels(labels: Mapping[str, str]) -> Mapping[str, str]:
+def checked_labels(labels: Mapping[str, str]) -> Mapping[str, str]:
+    """Check the labels of a volume. Raises Invalid."""
     if len(labels) > LABELS_MAX:
         message = f"cannot use {len(labels)} labels: a volume has at most {LABELS_MAX}"
         raise Invalid(message, field="label")

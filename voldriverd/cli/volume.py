@@ -178,8 +178,7 @@ def set_(
     fields: dict[str, Any] = {"description": description, "protected": protected}
     fields = {key: value for key, value in fields.items() if value is not None}
     if labels:
-        kept = {key: value for key, value in volume["labels"].items() if key not in labels}
-        fields["labels"] = kept | {key: value for key, value in labels.items() if value}
+        fields["labelChanges"] = labels
     session.one(session.connection.put(resource_path("volumes", volume["id"]), fields), lambda _: None)
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
-from voldriverd import model
+from voldriverd import model, names
 from voldriverd.driver import Driver, Key, TreeOptions
 from voldriverd.engine import creation, failures, trees, use
 from voldriverd.engine.context import Engine
@@ -132,8 +132,13 @@ def set_properties(
     description: str | None = None,
     is_protected: bool | None = None,
     labels: Mapping[str, str] | None = None,
+    label_changes: Mapping[str, str] | None = None,
 ) -> model.Volume:
-    """Change what is not None; labels are replaced as a whole, an empty description is none."""
+    """Change what is not None; labels are replaced as a whole, an empty description is none.
+
+    Then the changes are made to the labels: one with an empty value is taken away, those that are not named stay.
+    Raises Invalid: these are too many.
+    """
     changed = volume
     if description is not None:
         changed = replace(changed, description=description or None)
@@ -141,6 +146,10 @@ def set_properties(
         changed = replace(changed, is_protected=is_protected)
     if labels is not None:
         changed = replace(changed, labels=dict(labels))
+    if label_changes is not None:
+        kept = {key: value for key, value in changed.labels.items() if key not in label_changes}
+        new = {key: value for key, value in label_changes.items() if value}
+        changed = replace(changed, labels=names.checked_labels(kept | new))
     engine.store.commit(lambda write: write.put_volume(changed))
     return changed
 

@@ -91,6 +91,7 @@ VOLUME: Final = Schema(
         "usedBytes": _own("int", "what is used of it; null: this driver does not tell"),
         "snapshotCount": _own("int", "how many snapshots it has", nullable=False),
         "labels": _own("map[string]", "free labels, replaced as a whole", create=True, update=True),
+        "labelChanges": _own("map[string]", "labels to set, or to take away if empty; the others stay", update=True),
         "protected": _own("boolean", "whether its removal is refused", create=True, update=True, nullable=False),
         "health": Field("enum", options=HEALTHS, nullable=False, is_addition=True),
         "displacedSnapshotId": _own(

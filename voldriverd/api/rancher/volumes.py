@@ -83,6 +83,7 @@ def _show(service: Service, volume: model.Volume) -> dict[str, Any]:
         "instanceId": None,
         "isHostPath": False,
         "kind": "volume",
+        "labelChanges": None,
         "labels": volume.labels,
         "mountpoint": f"{service.engine.mounts}/{volume.key}" if is_mounted else None,
         "protected": volume.is_protected,
@@ -139,6 +140,8 @@ async def _update(service: Service, volume: model.Volume, given: Body) -> Made:
         changes["is_protected"] = fields["protected"]
     if "labels" in fields:
         changes["labels"] = creations.parse_labels(fields["labels"] or {})
+    if fields.get("labelChanges"):
+        changes["label_changes"] = creations.parse_labels(fields["labelChanges"])
     if not changes:
         return Made("volume", volume)
     return Made("volume", await service.set_properties(volume.id, **changes))

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Final
 
@@ -251,6 +252,41 @@ def test_mount_refuses_when_another_btrfs_is_mounted_there(image: Embedded, scra
     mount.bind(scratch.make("btrfs"), image.mount_point, read_only=False)
     with pytest.raises(Unusable, match=r"/dev/loop\d+ \(btrfs\) is mounted there"):
         image.mount()
+
+
+def test_mount_refuses_an_image_that_was_cut_short_with_the_figures(image: Embedded) -> None:
+    os.truncate(image.path, SIZE // 2)
+    with pytest.raises(Unusable, match=r"it was cut short, of its 256 MiB there are 128 MiB; put a whole copy"):
+        image.mount()
+    assert not image.mount_point.exists()
+
+
+def test_an_image_that_another_file_has_replaced_under_its_mount_is_neither_used_nor_grown(image: Embedded) -> None:
+    """What is written there is lost with the mount, and a copy has the same UUID."""
+    image.mount()
+    copy = image.path.with_suffix(".copy")
+    copy.write_bytes(image.path.read_bytes())
+    copy.rename(image.path)
+    with pytest.raises(Unusable, match=r"\(btrfs\) is mounted there, and is not of this file"):
+        image.mount()
+    with pytest.raises(Unusable, match="it is not mounted"):
+        image.grow(2 * SIZE)
+    assert image.path.stat().st_size == SIZE
+
+
+def test_a_copy_is_mounted_beside_its_origin_where_the_kernel_allows_it(image: Embedded, tmp_path: Path) -> None:
+    """Linux gives the second one a UUID for as long as it is mounted (6.7); before, it refuses it."""
+    image.mount()
+    other = Embedded(tmp_path / "other")
+    other.path.parent.mkdir()
+    other.path.write_bytes(image.path.read_bytes())
+    try:
+        with nullcontext() if qgroup.has_simple() else pytest.raises(OSError, match="File exists"):  # both are of 6.7
+            other.mount()
+            other.mount()
+    finally:
+        other.release()
+        _unprotect(other.mount_point)
 
 
 def test_nothing_can_be_written_where_the_image_is_not_mounted(image: Embedded) -> None:

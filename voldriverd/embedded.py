@@ -26,6 +26,7 @@ DEFAULT_MAX_BYTES: Final = 20 << 30
 _SUPERBLOCK_AT: Final = 0x10000
 _FSID_AT: Final = 0x20
 _MAGIC_AT: Final = 0x40
+_TOTAL_AT: Final = 0x70
 _MAGIC: Final = b"_BHRfS_M"
 """linux/btrfs_tree.h, struct btrfs_super_block"""
 _MIB: Final = 1 << 20
@@ -77,20 +78,21 @@ class Embedded:
     def mount(self, expected: str | None = None) -> str:
         """Mount the image, if it is not, and return its UUID. Repeatable, also after a crash anywhere in between.
 
-        Raises Unusable: the image is missing, is no btrfs or not the one with the expected UUID, or
-        something else is mounted in its place.
+        Raises Unusable: the image is missing, was cut short, is no btrfs or not the one with the expected UUID, or
+        something else is mounted in its place, such as the file that it has replaced.
         """
         identity = self._identity()
         if expected not in {None, identity}:
             raise self._not_mounted(f"its UUID is {identity}, expected was {expected}")
         entry = mount.at(self.mount_point)
         if entry is None:
+            self._ensure_whole()
             self._protect_mount_point()
             with loop.held(self.path) as device:
                 # Without noatime each file read after a snapshot would make the volume differ from it.
                 mount.mount(device.path, self.mount_point, fs_type="btrfs", flags=mount.MS_NOATIME, data=_OPTIONS)
-        elif not self._is_served(identity):
-            raise self._not_mounted(f"{entry.source} ({entry.fs_type}) is mounted there")
+        elif not self._is_served():
+            raise self._not_mounted(f"{entry.source} ({entry.fs_type}) is mounted there, and is not of this file")
         for name in POOLS:
             fs.make_directory(self.mount_point / name, mode=0o700)
         return identity
@@ -100,7 +102,7 @@ class Embedded:
 
         Raises Invalid (smaller than it is) and Unusable (not mounted, or the space is not there).
         """
-        if not self.exists() or not self._is_served(self._identity()):
+        if not self.exists() or not self._is_served():
             raise Unusable(f"cannot grow image {self.path}: it is not mounted")
         status = self.path.stat()
         if size_bytes < status.st_size:
@@ -148,27 +150,33 @@ class Embedded:
 
     def _identity(self) -> str:
         """Read the UUID from the superblock."""
+        superblock = self._superblock()
+        return str(uuid.UUID(bytes=superblock[_FSID_AT : _FSID_AT + 16]))
+
+    def _ensure_whole(self) -> None:
+        """Refuse an image that ends before its file system: the kernel gives no more than EINVAL as the reason."""
+        fs_bytes, size_bytes = int.from_bytes(self._superblock()[_TOTAL_AT:], "little"), self.path.stat().st_size
+        if size_bytes < fs_bytes:
+            cause = f"it was cut short, of its {_mib(fs_bytes)} there are {_mib(size_bytes)}"
+            raise self._not_mounted(f"{cause}; put a whole copy in its place")
+
+    def _superblock(self) -> bytes:
+        """Return the beginning of the first superblock, up to its total_bytes."""
         try:
             with self.path.open("rb", buffering=0) as file:
                 file.seek(_SUPERBLOCK_AT)
-                superblock = file.read(_MAGIC_AT + len(_MAGIC))
+                superblock = file.read(_TOTAL_AT + 8)
         except FileNotFoundError as err:
             raise self._not_mounted("the file is missing") from err
-        if not superblock.endswith(_MAGIC):
+        if superblock[_MAGIC_AT : _MAGIC_AT + len(_MAGIC)] != _MAGIC:
             raise self._not_mounted("it holds no btrfs")
-        return str(uuid.UUID(bytes=superblock[_FSID_AT : _FSID_AT + 16]))
+        return superblock
 
-    def _is_served(self, identity: str) -> bool:
-        """Tell whether it is this file system that one sees at the mount point."""
-        if mount.at(self.mount_point) is None:
-            return False
-        with btrfs.opened(self.mount_point) as fd:
-            try:
-                return btrfs.file_system_id(fd) == identity
-            except OSError as err:
-                if err.errno == errno.ENOTTY:  # no btrfs at all
-                    return False
-                raise
+    def _is_served(self) -> bool:
+        """Tell whether it is this very file that one sees at the mount point; a copy of it has the same UUID."""
+        entry = mount.at(self.mount_point)
+        number = "" if entry is None else entry.source.removeprefix("/dev/loop")
+        return number.isdecimal() and loop.is_backed_by(f"{loop.LOOP_MAJOR}:{number}", self.path)
 
     def _not_mounted(self, cause: str) -> Unusable:
         return Unusable(f"cannot mount image {self.path}: {cause}")

@@ -1,6 +1,7 @@
 """Holders of volumes through the service: dockerd's calls while verbs run, and long after it asked."""
 
 import asyncio
+import errno
 import os
 import signal
 import subprocess
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.engines import Bench, bench_on
+from tests.memory import Memory
 from tests.serving import PATIENCE_S, serve, until
 from voldriverd import names
 from voldriverd.engine import creation, mounts, trash
@@ -183,3 +185,29 @@ def test_a_clone_of_a_volume_whose_name_another_has_taken_meanwhile_is_refused(b
 
     serve(bench, clone)
     assert bench.store.volume_named("copy") is None
+
+
+def test_what_nobody_asked_for_keeps_the_reason_of_what_failed_after_its_answer(
+    bench: Bench, service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    volume = bench.volume("db")
+
+    def fail(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    async def resize(service: Service) -> tuple[str | None, str | None]:
+        await service.mount(volume.id, "container")
+        await service.mount(volume.id, "other")
+        with monkeypatch.context() as patch:
+            patch.setattr(Memory, "resize", fail)
+            await service.resize(volume.id, 1 << 30, answer_s=0)
+            await until(lambda: service.runner.fault(f"1v{volume.id}"))
+        await service.reconcile()
+        await service.unmount(volume.id, "other")
+        kept = service.runner.fault(f"1v{volume.id}")
+        await service.resize(volume.id, 1 << 30)
+        return kept, service.runner.fault(f"1v{volume.id}")
+
+    kept, later = serve(bench, resize)
+    assert kept == "cannot resize volume db: no space is left in the pool"
+    assert later is None, "it has been resized"

@@ -53,6 +53,9 @@ CREATE_ANSWER_S: Final = 3.0
 API_ANSWER_S: Final = 1.0
 """When the API answers although a verb goes on, in its transitioning state; most verbs have ended by then."""
 
+_PASSING: Final = frozenset({"expire", "freeze", "reconcile", "unmount"})
+"""What nobody waits for who asked for something else: why that failed after its answer is still to be told."""
+
 
 class Service:
     """Runs verbs for the sites; lives on one event loop."""
@@ -446,7 +449,8 @@ class Service:
         what = f"cannot {verb} volume {name}"
         async with self._locks.hold(volume_id, verb, what=what, wait_s=wait_s):
             volume = self.row(volume_id)
-            self.runner.forget_fault(f"1v{volume_id}")
+            if verb not in _PASSING:
+                self.runner.forget_fault(f"1v{volume_id}")
             is_long = copies and self._is_long(volume)
             about = functools.partial(self._about, volume)
             return await self.runner.timed(verb, about, self.runner.run(verb, work, volume, is_long=is_long))

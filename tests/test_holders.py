@@ -188,7 +188,7 @@ def test_a_clone_of_a_volume_whose_name_another_has_taken_meanwhile_is_refused(b
 
 
 def test_what_nobody_asked_for_keeps_the_reason_of_what_failed_after_its_answer(
-    bench: Bench, service: Service, monkeypatch: pytest.MonkeyPatch
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     volume = bench.volume("db")
 

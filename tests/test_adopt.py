@@ -19,6 +19,8 @@ from tests.contract import content
 from tests.contract.content import likeness
 from tests.running import CLIENT, Running, scratch_config
 from tests.scratch import Scratch
+from voldriverd.cli import adopt, dockerd
+from voldriverd.errors import InUse
 from voldriverd.kernel import btrfs, tree
 
 pytestmark = pytest.mark.root
@@ -234,6 +236,41 @@ def test_a_root_of_buttervolume_elsewhere_is_refused_saying_what_to_do(
         assert "is no subvolume of the btrfs that pool" in said
         assert "give -o pool= a btrfs pool on its file system, or import it as a directory" in said
     assert voldriver.out("volume", "ls", "-q") == ""
+
+
+@pytest.fixture
+def docker(monkeypatch: pytest.MonkeyPatch, source: Path) -> pytest.MonkeyPatch:
+    """Have docker know the source as its volume db, which no container uses."""
+    monkeypatch.setattr(dockerd.Dockerd, "volume", lambda _, name: dockerd.Local(name, str(source), {}))
+    monkeypatch.setattr(dockerd.Dockerd, "ensure_unused", lambda *_: None)
+    return monkeypatch
+
+
+def test_what_a_container_was_started_on_meanwhile_is_said_to_be_made(
+    voldriver: Voldriver, docker: pytest.MonkeyPatch
+) -> None:
+    answers = iter([None, InUse("cannot import Docker's volume db: it is used by container c (running)")])
+
+    def ensure_unused(*_: object) -> None:
+        if (err := next(answers)) is not None:
+            raise err
+
+    docker.setattr(dockerd.Dockerd, "ensure_unused", ensure_unused)
+    assert voldriver.refused("import", "docker", "db").endswith(
+        "(running); volume db-imported is made, and what was written meanwhile may be half in it: "
+        "voldriver volume rm db-imported, and import it again"
+    )
+    assert voldriver.out("volume", "ls", "-q") == "db-imported\n"
+
+
+def test_the_removal_of_what_is_still_being_imported_is_not_advised(
+    voldriver: Voldriver, docker: pytest.MonkeyPatch
+) -> None:
+    begun = {"name": "db-imported", "transitioning": "yes", "transitioningMessage": None}
+    docker.setattr(adopt, "_import", lambda *_: begun)
+    done = voldriver("import", "docker", "db", "--no-wait")
+    assert done.stdout == "db-imported\n"
+    assert done.stderr == "it is being imported: keep docker's volume until db-imported is inactive\n"
 
 
 def test_each_command_tells_what_it_does() -> None:

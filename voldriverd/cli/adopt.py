@@ -17,7 +17,7 @@ from click.shell_completion import CompletionItem
 from voldriverd.cli import dockerd, parameters, progress, show
 from voldriverd.cli.connection import Resource
 from voldriverd.cli.session import Session
-from voldriverd.errors import Error, Exists, Invalid, NotFound, Unsupported, Unusable
+from voldriverd.errors import Error, Exists, InUse, Invalid, NotFound, Unsupported, Unusable
 
 SUFFIX: Final = "-imported"
 _PIECE_BYTES: Final = 256 << 10
@@ -163,11 +163,20 @@ def docker(
             raise Exists(f"{what}: docker has that name until it is removed; give another one")
         fields = wanted.fields(new)
         made = _import(session, {**fields, "path": volume.path, "labels": {**volume.labels, **wanted.labels}}, wanted)
-        host.ensure_unused(name)  # one that was started meanwhile may have been cut in the middle of a write
+        try:
+            host.ensure_unused(name)
+        except InUse as err:  # what was started meanwhile may have been cut in the middle of a write
+            again = f"voldriver volume rm {shlex.quote(new)}, and import it again"
+            raise InUse(
+                f"{err}; volume {new} is made, and what was written meanwhile may be half in it: {again}"
+            ) from err
         return made
 
     def tell(volume: Resource) -> None:
         _tell(volume)
+        if volume["transitioning"] == "yes":
+            show.note(f"it is being imported: keep docker's volume until {volume['name']} is inactive")
+            return
         old = volume["name"].removesuffix(suffix) if new_name is None else names[0]
         show.note(f"to have it under the old name: {_swap(old, volume['name'])}")
 

@@ -211,6 +211,28 @@ def test_every_commit_waits_for_the_disk_but_one_that_is_implied(database: store
     assert database.commit(level) == full
 
 
+def test_a_number_is_reserved_while_a_commit_waits_for_the_disk(database: store.Store) -> None:
+    """Or the event loop, which reserves that of a new volume, would answer no `Get` as long as the disk does not."""
+    begun, may_end = threading.Event(), threading.Event()
+
+    def wait(_: Write) -> None:
+        begun.set()
+        assert may_end.wait(20)
+
+    committing = threading.Thread(target=database.commit, args=(wait,))
+    committing.start()
+    assert begun.wait(20)
+    found: list[int] = []
+    reserving = threading.Thread(target=lambda: found.append(database.reserve_id("volumes")))
+    reserving.start()
+    reserving.join(2)
+    is_quick = bool(found)
+    may_end.set()
+    for thread in (committing, reserving):
+        thread.join()
+    assert is_quick
+
+
 def test_a_commit_makes_the_journal_no_longer_until_it_is_used_anew(tmp_path: Path) -> None:
     journal = tmp_path / f"{store.FILE_NAME}-wal"
     with closing(store.Store(tmp_path)) as database:

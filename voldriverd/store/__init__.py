@@ -53,6 +53,7 @@ class Store:
         self._ballast = Ballast(root / "ballast")
         self._lock = threading.RLock()
         self._read_lock = threading.Lock()
+        self._ids_lock = threading.Lock()
         self._records: list[model.Row] = []
         self._foreseen: dict[tuple[type[model.Row], int], model.Volume | model.Snapshot] = {}
         self._listeners: list[Callable[[model.Commit], None]] = []
@@ -145,13 +146,13 @@ class Store:
 
     def reserve_id(self, table: str) -> int:
         """Return a number that no row of a table ever had."""
-        with self._lock:
+        with self._ids_lock:  # never waits for the disk: the event loop reserves, too
             self._last_ids[table] += 1
             return self._last_ids[table]
 
     def raise_id(self, table: str, number: int) -> None:
         """Make sure that ids to come are above a number (a key found on disk has it)."""
-        with self._lock:
+        with self._ids_lock:
             self._last_ids[table] = max(self._last_ids[table], number)
 
     # What is in memory: quick, never fails, for any thread.

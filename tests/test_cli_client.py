@@ -2,11 +2,15 @@
 
 import base64
 import errno
+import fcntl
 import json
 import os
+import re
 import shlex
+import struct
 import subprocess
 import sys
+import termios
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -301,6 +305,24 @@ def test_work_that_comes_to_nothing_is_status_1(
     with pretending([(201, body(VOLUME)), (200, body(answer))], []) as url:
         result = CliRunner().invoke(client.main, ["--url", url, "volume", "create", "db", "-d", "btrfs"])
     assert (result.exit_code, result.stdout, result.stderr) == (1, "", f"voldriver: {text}\n")
+
+
+@pytest.mark.parametrize("columns", [0, 1, 40, 80, 200])
+def test_the_bar_stays_on_its_line(columns: int) -> None:
+    message = f"1.1 of 1.2 GiB, 126 MiB/s, 1 s left, {'and more ' * 9}"
+    begun = VOLUME | {"transitioningProgress": 41, "transitioningMessage": message}
+    answers = [(200, body(each)) for each in (begun, begun, begun, VOLUME | {"transitioning": "no"})]
+    ours, theirs = os.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+    with pretending(answers, []) as url:
+        words = ["--url", url, "import", "directory", "/etc", "db"]
+        done = subprocess.run([sys.executable, "-c", CLIENT, *words], stdout=subprocess.PIPE, stderr=theirs, check=True)
+    os.close(theirs)
+    shown = os.read(ours, 65_536).decode()
+    os.close(ours)
+    lines = [re.sub(r"\x1b\[\?\d+[hl]", "", line) for line in re.split(r"[\r\n]+", shown)]
+    assert max(map(len, lines)) < max(columns or 80, 10)
+    assert ("1.1 of" in shown, done.stdout) == (columns != 1, b"db\n")
 
 
 def test_work_that_failed_before_it_was_answered_is_status_1_too() -> None:

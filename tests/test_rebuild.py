@@ -15,7 +15,7 @@ from tests.scratch import Scratch
 from voldriverd import config, daemon, store
 from voldriverd.cli import daemon as cli
 from voldriverd.driver import Key
-from voldriverd.engine import rebuild, remembered, snapshots
+from voldriverd.engine import rebuild, remembered, snapshots, trash
 from voldriverd.engine.context import utc_now
 from voldriverd.errors import InUse, Unusable
 from voldriverd.model import PoolId, VolumeState
@@ -394,6 +394,22 @@ def test_a_damaged_copy_of_trees_that_nobody_knows_is_kept(bench: Bench) -> None
     remembered.keep(bench.pool_root, frozenset({Key("v1.1")}), utc_now())
     (kept,) = bench.pool_root.glob(f"{remembered.KEPT}*")
     assert kept.read_bytes() == b"damaged"
+
+
+def test_what_only_a_kept_copy_tells_of_and_is_gone_does_not_come_back(bench: Bench) -> None:
+    """It was purged long ago, and its tombstone has gone: of the present copy what is missing is worth a look."""
+    bench.create("old")
+    bench.catalogue.save()
+    copy = (bench.pool_root / remembered.FILE_NAME).read_bytes()
+    trash.remove(bench.engine, bench.volume("old"))
+    trash.purge(bench.engine, bench.trashed("old"))
+    missing = bench.create("missing")
+    bench.restart()
+    bench.catalogue.save()
+    (bench.pool_root / f"{remembered.KEPT}1").write_bytes(copy)
+    bench.driver.remove(missing.tree)
+    rebuild_from(bench, remembered.read(bench.pool_root))
+    assert [volume.name for volume in bench.store.volumes()] == ["missing"]
 
 
 @pytest.mark.parametrize("order", [1, -1])

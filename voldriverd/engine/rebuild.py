@@ -115,6 +115,9 @@ class _Pool:
         self._named: dict[str, model.Volume] = {}
         for volume in found.told.volumes.values():
             self._named.setdefault(volume.name, volume)
+        snapshotted = {each.volume_id for each in found.told.snapshots.values() if each.key in found.keys}
+        self._forgotten = found.told.kept - snapshotted
+        """Those of which only a copy that was kept tells, and of which not even a snapshot is there."""
         self._newest: dict[int, Key] = {}
         """The latest content of each volume that is there."""
         for key in found.keys:
@@ -140,6 +143,8 @@ class _Pool:
             self._made.notes.append(
                 f"{shown}: its tree is missing, and its number is another volume's; it is forgotten"
             )
+            return
+        if key is None and volume.id in self._forgotten:  # it was destroyed long ago, and that is no news any more
             return
         if key is None and volume.state in _BEING_MADE:
             self._made.notes.append(f"{shown}: it was being made, and is not there")

@@ -54,6 +54,8 @@ class Remembered:
     """With purged ones."""
     snapshots: dict[model.SnapshotId, model.Snapshot] = field(default_factory=dict)
     """With removed ones."""
+    kept: frozenset[model.VolumeId] = frozenset()
+    """The volumes that only copies which were kept tell of."""
     unreadable: int = 0
     """How many lines made no sense, but for a torn last one; a copy without a line that makes sense counts as one."""
 
@@ -73,11 +75,16 @@ def read(pool_path: Path) -> Remembered:
 
     Where there is none, nothing is told. Raises OSError, and Unusable: of a newer version.
     """
-    found = Remembered()
+    found, present = Remembered(), Remembered()
     for path in sorted(pool_path.glob(f"{KEPT}*")):
         _read(found, path)
-    _read(found, pool_path / FILE_NAME)
-    return found
+    _read(present, pool_path / FILE_NAME)
+    return Remembered(
+        found.volumes | present.volumes,
+        found.snapshots | present.snapshots,
+        frozenset(found.volumes.keys() - present.volumes.keys()),
+        found.unreadable + present.unreadable,
+    )
 
 
 def keep(pool_path: Path, orphans: frozenset[Key], now: datetime) -> None:

@@ -128,6 +128,15 @@ def test_a_url_of_the_environment_takes_the_key_of_the_line(monkeypatch: pytest.
     assert seen[0][2] == "Basic " + base64.b64encode(b"a:").decode()
 
 
+@pytest.mark.parametrize("words", [["volume", "ls", "--json"], ["info", "--socket=/x"], ["backup", "--url", "x", "ls"]])
+def test_a_global_option_behind_the_command_is_told_where_it_stands(words: list[str]) -> None:
+    result = CliRunner().invoke(client.main, words)
+    hint = "stands before the command, as in: voldriver --json volume ls"
+    assert (result.exit_code, hint in result.stderr) == (2, True)
+    other = CliRunner().invoke(client.main, ["volume", "ls", "--jason"])
+    assert (other.exit_code, hint in other.stderr) == (2, False)
+
+
 def test_without_a_daemon_it_says_how_to_start_one() -> None:
     result = run(NO_SOCKET, "volume", "ls")
     assert (result.exit_code, result.stdout) == (1, "")

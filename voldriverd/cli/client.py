@@ -51,6 +51,11 @@ class _Program(click.Group):
         """Run a command; what is refused ends with status 1."""
         try:
             return super().invoke(ctx)
+        except click.NoSuchOption as err:
+            if err.option_name not in {name for parameter in self.params for name in parameter.opts}:
+                raise
+            hint = f"{err.option_name} stands before the command, as in: voldriver --json volume ls"
+            raise click.UsageError(hint, err.ctx) from err
         except Error as err:
             show.note(f"voldriver: {err}")
             raise click.exceptions.Exit(1) from err

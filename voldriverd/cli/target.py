@@ -60,7 +60,10 @@ def create(  # noqa: PLR0913 - click gives each option as an argument
     passphrase_file: Path | None,
     description: str | None,
 ) -> None:
-    """Make a target of a place: s3://bucket/prefix or file:///directory. It is looked at before it is taken."""
+    """Make a target of a place, which is looked at before it is taken.
+
+    URL is s3://bucket/prefix, file:///directory or nfs://server/share.
+    """
     given = {
         "name": name,
         "description": description,

@@ -194,7 +194,7 @@ BACKUP_TARGET: Final = Schema(
         "name": _TARGET_NAME,
         "description": _DESCRIPTION,
         "nfsConfig": Field("nfsConfig", create=True),
-        "url": _own("string", "s3://bucket/prefix or file:///directory", create=True),
+        "url": _own("string", "s3://bucket/prefix, file:///directory or nfs://server/share", create=True),
         "endpoint": _own("string", "of an S3 server that is not Amazon's", create=True),
         "region": _own("string", "of the bucket", create=True),
         "accessKey": _own("password", "with secretKey, or else the daemon's environment; never shown", create=True),

@@ -60,6 +60,18 @@ def error(code: str, message: str | None) -> bytes:
     return body({"type": "error", "status": 400, "code": code, "message": message})
 
 
+# What is shown
+
+
+def test_columns_stand_under_each_other_whatever_the_letters(capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [("file:///目的地", "x"), ("file:///cafe\u0301", "y"), ("plain", "z")]
+    show.table(("URL", "SIZE"), rows)
+    wide, marked, plain = ("file:///目的地   x", "file:///cafe\u0301     y", "plain            z")
+    assert capsys.readouterr().out.splitlines()[1:] == [wide, marked, plain]
+    show.table(("SIZE", "NAME"), [("目", "a"), ("1", "b")], right=frozenset({"SIZE"}))
+    assert capsys.readouterr().out.splitlines()[1:] == ["  目   a", "   1   b"]
+
+
 # Help
 
 

@@ -33,10 +33,10 @@ def time(text: str | None) -> str:
 def table(head: Sequence[str], rows: Iterable[Sequence[str | None]], *, right: frozenset[str] = frozenset()) -> None:
     """Print aligned columns; those named in `right` are figures."""
     lines = [tuple(head), *(tuple(plain(cell or "-") for cell in row) for row in rows)]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    widths = [max(map(_columns, column)) for column in zip(*lines, strict=True)]
     for line in lines:
         cells = [
-            cell.rjust(width) if name in right else cell.ljust(width)
+            f"{_gap(cell, width)}{cell}" if name in right else f"{cell}{_gap(cell, width)}"
             for name, cell, width in zip(head, line, widths, strict=True)
         ]
         click.echo(_GAP.join(cells).rstrip())
@@ -63,6 +63,19 @@ def note(text: str) -> None:
 def is_terminal() -> bool:
     """Tell whether somebody sits there who can be asked."""
     return sys.stdin.isatty()
+
+
+def _gap(cell: str, width: int) -> str:
+    return " " * (width - _columns(cell))
+
+
+def _columns(text: str) -> int:
+    """Return how many columns of a terminal a text takes: two for a wide letter, none for a mark upon one."""
+    if text.isascii():
+        return len(text)
+    from unicodedata import combining, east_asian_width  # noqa: PLC0415 - a megabyte that few need
+
+    return sum(0 if combining(letter) else 2 if east_asian_width(letter) in "WF" else 1 for letter in text)
 
 
 def _harmless(letter: str) -> str:

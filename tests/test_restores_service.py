@@ -197,6 +197,27 @@ def test_a_restore_can_be_cancelled(bench: Bench, backup: model.Backup, gate: Ga
     assert bench.read("db") == "now"
 
 
+@pytest.mark.parametrize("name", ["db", "new"])
+def test_a_restore_that_was_done_before_it_could_be_cancelled_says_so(
+    bench: Bench, backup: model.Backup, gate: Gate, name: str
+) -> None:
+    async def use(service: Service) -> None:
+        if name == "new":
+            volume = await service.create(request("new", backup), answer_s=0)
+        else:
+            volume, _ = await service.restores.restore(bench.volume("db").id, backup.id, answer_s=0)
+        async with service._locks.hold(volume.id, "set", what="cannot set", wait_s=1):
+            gate.opened.set()
+            await until(lambda: service._locks._entries[volume.id].users == 2)
+            cancel = asyncio.create_task(service.restores.cancel(volume.id))
+            await until(lambda: (job := service.jobs.get(f"1v{volume.id}")) and job.is_given_up)
+        with pytest.raises(NotFound, match=f"cannot cancel the restore of volume {name}: it was done before that"):
+            await cancel
+
+    serve(bench, use)
+    assert bench.read(name) == "one"
+
+
 def test_what_fails_after_the_answer_is_kept(bench: Bench, backup: model.Backup, gate: Gate, tmp_path: Path) -> None:
     volume = bench.volume("db")
 

@@ -70,15 +70,22 @@ class Arrivals:
         return await self._threads.stop(within_s=max(0.0, within_s - (time.monotonic() - begun_s)))
 
     async def cancel(self, volume_id: model.VolumeId) -> model.Volume:
-        """End one: an existing volume rests as it was before, a new one is gone. Raises NotFound: none runs."""
+        """End one: an existing volume rests as it was before, a new one is gone.
+
+        Raises NotFound: none runs, or it was done before it could end.
+        """
         volume, running = self._row(volume_id), self._running(volume_id)
         if running is None:
             raise NotFound(f"cannot cancel the {self.verb} of volume {volume.name}: none is running")
         job, ended = running
         job.cancel()
         await ended.wait()
-        gone = replace(volume, state=VolumeState.PURGED, key=None, removed_at=self._engine.now())
-        return self._engine.store.volume(volume_id) or gone
+        present = self._engine.store.volume(volume_id)
+        if present is None:
+            return replace(volume, state=VolumeState.PURGED, key=None, removed_at=self._engine.now())
+        if present.state is VolumeState.INACTIVE and present.key == model.volume_key(volume.id, volume.content):
+            raise NotFound(f"cannot cancel the {self.verb} of volume {volume.name}: it was done before that")
+        return present
 
     def _row(self, volume_id: model.VolumeId) -> model.Volume:
         volume = self._engine.store.volume(volume_id)

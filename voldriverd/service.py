@@ -107,9 +107,11 @@ class Service:
         volume = self.row(volume_id)
         if self.restores.is_new(volume) or volume.state is model.VolumeState.IMPORTING:
             bringing = self.imports if volume.state is model.VolumeState.IMPORTING else self.restores
-            volume = await bringing.cancel(volume_id)
-            if volume.state is not model.VolumeState.INACTIVE:  # else it was made before that
-                return volume
+            try:
+                return await bringing.cancel(volume_id)
+            except NotFound:
+                if self.row(volume_id).state is not model.VolumeState.INACTIVE:
+                    raise
         return await self._verb("remove", volume_id, lambda volume: self._unpinned(volume, trash.remove), wait_s=wait_s)
 
     async def restore(self, volume_id: model.VolumeId, *, name: str | None) -> model.Volume:

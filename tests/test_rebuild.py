@@ -241,6 +241,26 @@ def test_a_pool_that_is_not_there_is_named_and_nothing_is_made(running: Running)
         rebuilt(running, "--yes")
 
 
+def test_a_pool_that_is_not_mounted_is_not_taken_for_an_empty_one(running: Running) -> None:
+    with running:
+        cli_of(running, "volume", "create", "a", "-d", "btrfs")
+        running.stop()
+        lose(running)
+        place = next(pool.path for pool in settings(running).pools if pool.driver == "btrfs")
+        away = place.rename(place.with_name("away"))
+        gone = pytest.raises(Unusable, match=r"cannot rebuild: pool fast: .* is not mounted or was emptied")
+        with gone:
+            daemon.rebuild(settings(running), lambda _: True)
+        assert not place.exists()
+        place.mkdir()
+        with gone:
+            daemon.rebuild(settings(running), lambda _: True)
+        assert not list(place.iterdir())
+        place.rmdir()
+        away.rename(place)
+        assert rebuilt(running, "--yes").stdout.startswith("1 volumes")
+
+
 def test_trees_newer_than_the_catalogue_come_back_as_volumes(running: Running) -> None:
     with running:
         cli_of(running, "volume", "create", "a", "-d", "btrfs")

@@ -236,9 +236,9 @@ class Pools:
         found = markers.read(spec.path)
         if found is not None and self._root is not None:
             markers.ensure_left(spec.path, found, self._root)
-        if row is None:
+        if row is None and not (self._is_rebuilding and found is None):
             return self._begin(spec, found)
-        if found is None:
+        if row is None or found is None:
             raise Unusable(f"{spec.path} is not mounted or was emptied: its marker file {markers.MARKER} is missing")
         if found["uuid"] != row.uuid:
             raise Unusable(f"{spec.path} holds another pool: uuid {found['uuid']} instead of {row.uuid}")

@@ -14,9 +14,10 @@ from tests.backing import freeze
 from tests.engines import Bench, bench_on
 from tests.memory import Memory
 from tests.scratch import unmount_under
-from voldriverd import model, store
+from voldriverd import model, names, store
 from voldriverd.driver import Capability, Key, TreeOptions
 from voldriverd.engine import (
+    creation,
     failures,
     markers,
     mounts,
@@ -843,6 +844,32 @@ def test_a_verb_that_runs_while_its_pool_comes_back_ends_as_it_would_have(bench:
         bench.upkeep()
         assert (bench.read_key(moved.tree), bench.read_key(kept.tree)) == ("old", "present")
         bench.restart()
+
+
+def test_a_verb_that_ends_while_its_pool_is_recovered_is_not_said_to_have_lost_its_tree(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench.create("db")
+    bench.write("db", "content")
+    wish = creation.Request("copy", names.parse_options({"from": "db"}), {"from": "db"})
+    plan = volumes.begin_create(bench.engine, wish, model.VolumeId(bench.store.reserve_id("volumes")))
+    assert isinstance(plan, creation.Plan)
+    driver = bench.driver
+    looks: list[Memory] = []
+    listed = Memory.trees
+
+    def look(asked: Memory) -> set[Key]:
+        found = listed(asked)
+        looks.append(asked)
+        if len(looks) == 2:  # the first look is that of the opening
+            volumes.finish_create(bench.engine, plan, driver)
+        return found
+
+    monkeypatch.setattr(Memory, "trees", look)
+    come_and_go(bench)
+    assert len(looks) > 1
+    assert (bench.volume("copy").state, bench.volume("copy").message) == (VolumeState.INACTIVE, None)
+    assert bench.read("copy") == "content"
 
 
 def test_a_snapshot_that_is_made_while_its_pool_comes_back_is_there(

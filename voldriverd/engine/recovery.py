@@ -75,8 +75,9 @@ def forget_other_boots(engine: Engine) -> None:
 def _recover_pool(engine: Engine, pool: pools.Pool, driver: Driver) -> None:
     pool_id = pool.row.id
     with failures.told_as(f"cannot recover pool {pool.row.name}"):
+        present = engine.store.volumes()  # before the trees: what a verb ends with meanwhile has one
         on_disk = driver.trees()
-        for volume in engine.store.volumes():
+        for volume in present:
             if volume.pool_id == pool_id and not (pool.has_served and volume.state not in _RESTING):
                 _end_verb(engine, driver, volume, on_disk)
         if not pool.has_served:

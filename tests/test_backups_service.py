@@ -597,3 +597,14 @@ def test_a_shortage_takes_bases_when_the_trash_is_empty(bench: Bench, monkeypatc
     serve(bench, work)
     assert [each.name for each in bench.store.volumes()] == ["db", "mail"]
     assert backing.present(bench.engine, made).key is None
+
+
+def test_backups_of_a_volume_that_are_asked_for_at_once_have_snapshots_of_their_own(bench: Bench) -> None:
+    async def use(service: Service) -> list[model.Backup]:
+        volume_id = bench.volume("db").id
+        made = await asyncio.gather(*(service.backups.create_of_volume(volume_id) for _ in range(5)))
+        return await ended(service, *made)
+
+    made = serve(bench, use)
+    assert [each.state for each in made] == 5 * [BackupState.CREATED]
+    assert len({each.snapshot_id for each in made}) == 5

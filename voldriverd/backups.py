@@ -194,8 +194,10 @@ class Backups:
         volume = self._store.volume(volume_id)
         if volume is None:
             raise NotFound(f"there is no volume 1v{volume_id}")
-        await self._ensure_usable(target, f"cannot back up volume {volume.name}")
-        snapshot = await self._freeze(volume_id, await self._runner.in_thread(self._automatic, volume_id))
+        what = f"cannot back up volume {volume.name}"
+        await self._ensure_usable(target, what)
+        async with self._locks.hold(("automatic", volume_id), "backup", what=what, wait_s=WAIT_S):  # one name for each
+            snapshot = await self._freeze(volume_id, await self._runner.in_thread(self._automatic, volume_id))
         wish = backups.Wish(name, description)
         return await asyncio.shield(self._runner.spawn(self._begin(snapshot, target, wish)))
 

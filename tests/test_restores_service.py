@@ -1,8 +1,10 @@
 """Restores through the service: what is answered, who waits, what ends them, and what a start takes up."""
 
 import asyncio
+import threading
 from collections.abc import Awaitable, Iterator
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -427,6 +429,42 @@ def test_a_target_that_does_not_answer_is_not_waited_for_without_end(
     serve(bench, use)
     assert bench.store.volume_named("new") is None
     assert bench.volume("db").state is VolumeState.INACTIVE
+
+
+def test_a_target_that_hears_nothing_keeps_neither_who_asked_nor_the_name(
+    bench: Bench, backup: model.Backup, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a share whose server is gone: whoever looks at it sleeps in the kernel."""
+    monkeypatch.setattr(service_restores, "ANSWER_S", 0.05)
+    answers = threading.Event()
+    look = supplies.look
+    closed: list[supplies.Supply] = []
+
+    def look_long(engine: Engine, backup: model.Backup, *, work: supplies.Work, what: str) -> supplies.Supply:
+        assert answers.wait(PATIENCE_S)
+        work.cancelled.clear()  # it had looked before that
+        found = look(engine, backup, work=work, what=what)
+
+        def close() -> None:
+            found.close()
+            closed.append(found)
+
+        return replace(found, close=close)
+
+    monkeypatch.setattr(supplies, "look", look_long)
+
+    async def use(service: Service) -> None:
+        try:
+            async with asyncio.timeout(5):
+                with pytest.raises(Unusable, match="cannot create volume new: its target does not answer within 0 s"):
+                    await service.create(request("new", backup), answer_s=PATIENCE_S)
+            wish = creation.Request("new", names.parse_options({}), {})
+            assert (await service.create(wish, answer_s=PATIENCE_S, wait_s=1)).name == "new"
+        finally:
+            answers.set()
+        await until(lambda: closed)
+
+    serve(bench, use)
 
 
 # The end of the daemon, and the next one.

@@ -210,14 +210,17 @@ class Restores(Arrivals):
         await asyncio.wait([looking], timeout=within_s)
         if not looking.done() and not job.cancelled.is_set():
             job.stop()
-            with suppress(Error):  # what it comes to now is of no interest
-                await self._threads.submit((await looking).close)
+            self._runner.spawn(self._close(looking))  # whenever that ends: it may sleep in the kernel
             raise Unusable(f"{what}: its target does not answer within {within_s:.0f} s")
         supply = await looking
         try:
             yield supply
         finally:
             await self._threads.submit(supply.close)
+
+    async def _close(self, looking: "asyncio.Future[supplies.Supply]") -> None:
+        with suppress(Error, OSError):  # what it comes to now is of no interest
+            await self._threads.submit((await looking).close)
 
 
 async def _pause(job: Job, pause_s: float, reason: str) -> None:

@@ -353,6 +353,14 @@ def test_work_that_failed_before_it_was_answered_is_status_1_too() -> None:
     assert (result.exit_code, result.stdout, result.stderr) == (1, "", "voldriver: the disk is full\n")
 
 
+@pytest.mark.parametrize(("going", "said"), [("yes", "db will have 1 GiB\n"), ("no", "db has 1 GiB now\n")])
+def test_a_resize_that_is_not_waited_for_is_not_said_to_be_done(going: str, said: str) -> None:
+    resized = VOLUME | {"transitioning": going, "sizeBytes": 1 << 30}
+    with pretending([(200, body(PAGE | {"data": [resized]})), (202, body(resized))], []) as url:
+        result = CliRunner().invoke(client.main, ["--url", url, "volume", "resize", "db", "1G", "--no-wait"])
+    assert (result.exit_code, result.stderr) == (0, said)
+
+
 def test_what_was_backed_up_last_comes_last_whatever_its_id() -> None:
     listed = [{"id": f"1b{number}", "takenTS": taken} for number, taken in ((1, 3_000), (2, 1_000), (3, 2_000))]
     with pretending([(200, body({"data": listed, "pagination": {"next": None}}))], []) as url:

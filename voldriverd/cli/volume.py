@@ -136,7 +136,7 @@ def purge(session: Session, *, names: tuple[str, ...], yes: bool) -> None:
 def resize(session: Session, *, name: str, size: str, no_wait: bool) -> None:
     """Set the size of a volume, as in 20G."""
     resized = session.finish(session.act(session.volume(name), "resize", size=size), no_wait=no_wait)
-    session.one(resized, lambda volume: show.note(f"{volume['name']} has {show.size(volume['sizeBytes'])} now"))
+    session.one(resized, _tell_resized)
 
 
 @group.command("clone")
@@ -223,6 +223,11 @@ def _confirm(volume: Resource, *, yes: bool) -> None:
 
 def _tell_name(volume: Resource) -> None:
     click.echo(volume["name"])
+
+
+def _tell_resized(volume: Resource) -> None:
+    name, size = volume["name"], show.size(volume["sizeBytes"])
+    show.note(f"{name} will have {size}" if volume["transitioning"] == "yes" else f"{name} has {size} now")
 
 
 def _tell_path(volume: Resource) -> None:

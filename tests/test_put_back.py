@@ -9,11 +9,13 @@ import pytest
 
 from tests import test_import_power as imports
 from tests import test_power as power
+from tests.backing import freeze
 from tests.engines import Bench
 from tests.memory import Memory
 from voldriverd import model, store
 from voldriverd.driver import Key
 from voldriverd.engine import remembered, snapshots
+from voldriverd.kernel import run, tree
 from voldriverd.model import VolumeState
 
 pytestmark = pytest.mark.root
@@ -127,3 +129,22 @@ def test_no_tree_in_use_is_lost_by_an_import(
         "snapshots": lambda: imports.from_snapshots(bench, tmp_path),
     }
     _check(bench, monkeypatch, ways[kind])
+
+
+def test_of_a_pool_that_was_put_back_no_content_goes_whose_volume_has_no_other(bench: Bench) -> None:
+    """The database has it as displaced, and had not removed it yet."""
+    volume = bench.create("a")
+    freeze(bench.engine, volume, "one")
+    bench.write("a", "present")
+    bench.unmount_all()
+    copy = bench.pool_root.with_name("copy")
+    run.run(["cp", "-a", str(bench.pool_root), str(copy)])
+    snapshots.revert(bench.engine, bench.volume("a"), bench.snapshot("a", "one"))
+    bench.close()
+    tree.vanish(bench.pool_root)
+    copy.rename(bench.pool_root)
+    bench.restart()
+    bench.upkeep()
+    assert bench.read_key(volume.tree) == "present"
+    (pool,) = bench.engine.pools
+    assert pool.orphans == {volume.tree}

@@ -3,7 +3,8 @@
 Every unfinished verb is ended from the rows alone: begun volumes are made or dropped, the pointers
 that did not move stay, and the trees that nothing points to are removed. A tree on disk that no row
 knows is reported and never deleted: the database may be the older of the two. So are those that it has
-as being made while the pool's own copy of the catalogue has them in use.
+as being made while the pool's own copy of the catalogue has them in use, and what a volume has had if
+what it has now is missing.
 
 A pool that goes away and comes back under a process has had its recovery: what is unfinished in it belongs to verbs
 that this process runs. They end it themselves, in the way that they tell, and nothing of theirs is touched.
@@ -87,10 +88,12 @@ def _recover_pool(engine: Engine, pool: pools.Pool, driver: Driver) -> None:
     loose = known - engine.store.pointed_keys(pool_id)
     if not pool.has_served and loose & on_disk:
         with failures.told_as(f"cannot recover pool {pool.row.name}"):
-            later = _pointed_later(engine, pool, loose & on_disk)
-        if later:
-            engine.store.drop_trees(later)
-            known, loose = known - later, loose - later
+            wanted = _pointed_later(engine, pool, loose & on_disk) | _only_contents(
+                engine, pool, loose & on_disk, on_disk
+            )
+        if wanted:
+            engine.store.drop_trees(wanted)
+            known, loose = known - wanted, loose - wanted
     pool.orphans = frozenset(on_disk - known)
     for key in sorted(pool.orphans):
         _log.warning(
@@ -115,6 +118,12 @@ def _pointed_later(engine: Engine, pool: pools.Pool, loose: set[Key]) -> set[Key
         if is_made and engine.store.snapshot(snapshot.id) is None:
             found.add(snapshot.tree)
     return found
+
+
+def _only_contents(engine: Engine, pool: pools.Pool, loose: set[Key], on_disk: set[Key]) -> set[Key]:
+    """Return the contents, of those that nothing points to, of volumes whose own is missing: the pool was put back."""
+    missing = {each.id for each in engine.store.volumes() if each.pool_id == pool.row.id and each.key not in on_disk}
+    return {key for key in loose if key.startswith("v") and model.key_number(key)[1] in missing}
 
 
 def _is_known(engine: Engine, told: model.Volume) -> bool:

@@ -1,7 +1,9 @@
 """What the daemon does on its own: one thing that fails does not cost the others their turn."""
 
+import asyncio
 import errno
 import os
+import threading
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 
@@ -47,6 +49,26 @@ def test_a_database_that_cannot_be_tidied_keeps_no_trash(bench: Bench, monkeypat
     monkeypatch.setattr(upkeep, "tidy", fail)
     object.__setattr__(bench.engine, "now", lambda: datetime.now(UTC) + timedelta(days=30))
     worked(bench, lambda: bench.store.volume(volume.id) is None)
+
+
+def test_a_pool_whose_sync_does_not_end_keeps_no_trash(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    volume = bench.create("db")
+    trash.remove(bench.engine, volume)
+    answers = threading.Event()
+    monkeypatch.setattr(upkeep, "tidy", lambda _: answers.wait(20))
+    object.__setattr__(bench.engine, "now", lambda: datetime.now(UTC) + timedelta(days=30))
+
+    async def work(service: Service) -> None:
+        worker = Worker(service, reconcile_interval_s=60.0)
+        worker.start()
+        try:
+            async with asyncio.timeout(5):
+                await until(lambda: bench.store.volume(volume.id) is None)
+        finally:
+            await worker.stop()
+            answers.set()
+
+    serve(bench, work)
 
 
 def test_a_snapshot_that_cannot_be_looked_at_keeps_no_other(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -35,7 +35,9 @@ class Worker:
         loops = (
             (CATALOGUE_S, self._save),
             (CATALOGUE_S, self._collect),
-            (TIDY_S, self._tidy),
+            (TIDY_S, self._settle),
+            (TIDY_S, self._keep),
+            (TIDY_S, self._empty),
             (self._reconcile_interval_s, self._reconcile),
         )
         self._tasks = [asyncio.create_task(self._repeat(pause_s, work)) for pause_s, work in loops]
@@ -69,11 +71,19 @@ class Worker:
             wake.clear()
             await self._service.runner.in_thread(upkeep.collect, self._service.engine, is_long=True)
 
-    async def _tidy(self) -> None:
-        """Do each of these whatever becomes of the others: on a full disk the database may fail, and trash must go."""
-        for work in (self._settle, self._expire, self._relieve, self._service.backups.look, self._keep_ballast):
+    async def _keep(self) -> None:
+        """Keep what stands for the day on which it is needed."""
+        for work in (self._service.backups.look, self._keep_ballast):
             await _try(work)
         self._service.usages.forget_gone()
+
+    async def _empty(self) -> None:
+        """Destroy what has expired, then what a shortage wants: more than that would go if both were done at once.
+
+        Whatever becomes of the first; and for themselves, for the sync of a disk that hangs would keep all trash.
+        """
+        for work in (self._expire, self._relieve):
+            await _try(work)
 
     async def _settle(self) -> None:
         await self._service.runner.in_thread(upkeep.tidy, self._service.engine, is_long=True)

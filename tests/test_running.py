@@ -118,6 +118,19 @@ def test_a_release_after_the_loss_of_the_database_unmounts_the_image(tmp_path: P
         assert mount.at(daemon.root / "embedded") is None
 
 
+def test_a_configuration_that_has_lost_its_pools_makes_no_image_and_asks_for_them(tmp_path: Path) -> None:
+    with Running(tmp_path, config=pools_config(plain=("directory", tmp_path / "plain"))) as daemon:
+        daemon.stop()
+        daemon.config_file.write_text("")
+        daemon.start()
+        pools = daemon.cli("pool", "ls")
+        assert not (daemon.root / "embedded.img").exists()
+    cause = f"the embedded image {daemon.root}/embedded.img is missing, and the database is not new"
+    told = f"{cause}: is its disk mounted, and are [pools] missing in the configuration?"
+    assert f"pool btrfs is unavailable: {told}\n" in pools.stderr
+    assert "pool plain is unavailable: it is not configured any more" in pools.stderr
+
+
 def test_nothing_is_left_of_mounted_volumes(tmp_path: Path) -> None:
     with Running(tmp_path) as daemon:
         for driver in ("btrfs", "directory", "loop"):

@@ -366,7 +366,8 @@ def _embedded(config: configuration.Config, *, is_known: bool) -> list[pools.Spe
 def _prepare_image(image: embedded.Embedded, size_bytes: int | None, *, is_known: bool) -> None:
     if not image.exists():
         if is_known:
-            raise Exists(f"the embedded image {image.path} is missing, and the database knows volumes in it")
+            question = "is its disk mounted, and are [pools] missing in the configuration?"
+            raise Exists(f"the embedded image {image.path} is missing, and the database is not new: {question}")
         image.make(size_bytes)
     image.mount()
 

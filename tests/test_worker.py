@@ -14,7 +14,7 @@ from tests.memory import Memory
 from tests.serving import serve, until
 from voldriverd import model
 from voldriverd.driver import Key, User
-from voldriverd.engine import pools, snapshots, space, trash, upkeep
+from voldriverd.engine import pools, snapshots, space, trash, trees, upkeep
 from voldriverd.engine.context import Engine
 from voldriverd.errors import Unusable
 from voldriverd.service import Service
@@ -122,3 +122,23 @@ def test_what_came_back_while_others_expired_has_its_whole_time_when_it_is_remov
     worked(bench, lambda: bench.store.volume(other.id) is None)
     assert bench.trashed("db").id == back.id
     trash.restore(bench.engine, bench.trashed("db"))
+
+
+def test_no_more_trash_goes_as_long_as_another_thread_removes_what_went(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A directory of millions of files takes minutes, and its space may be enough."""
+    first, second = (trash.remove(bench.engine, bench.create(name)) for name in ("first", "second"))
+    monkeypatch.setattr(trees, "COLLECT_WAIT_S", 0.01)
+    monkeypatch.setattr(space, "is_short", lambda *_: bench.driver.trees() > {second.key})
+    (pool,) = bench.engine.pools
+
+    async def work(service: Service) -> None:
+        with bench.engine.garbage.collecting(pool.row.id):
+            await service.relieve(pool.row.id)
+            assert bench.store.volume(first.id) is not None, "nobody can tell yet whether there is too little"
+        await service.relieve(pool.row.id)
+
+    serve(bench, work)
+    assert bench.store.volume(first.id) is None
+    assert bench.store.volume(second.id) == second

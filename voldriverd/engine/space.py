@@ -53,8 +53,8 @@ def lacks_space(engine: Engine, pool: pools.Pool) -> bool:
         if not is_short(engine, pool):
             return False
         sharing = _sharing(engine, pool)
-        for each in sharing:
-            collect_now(engine, each)
+        if not all(collect_now(engine, each) for each in sharing):
+            return False
         is_given_back = all(engine.pools.driver(each.row.id).reclaim() for each in sharing)
         return is_given_back and is_short(engine, pool)
 
@@ -90,12 +90,16 @@ def bases_in_order(engine: Engine, pool: pools.Pool) -> list[model.Backup]:
     return sorted(bases, key=lambda backup: backup.id)  # the clock may have gone back meanwhile
 
 
-def collect_now(engine: Engine, pool: pools.Pool) -> None:
-    """Remove what waits and make the removal durable, so that its space shows; failures are logged and tried again."""
+def collect_now(engine: Engine, pool: pools.Pool) -> bool:
+    """Remove what waits and make the removal durable, so that its space shows; failures are logged and tried again.
+
+    False: another thread is at it for so long that it was not waited for.
+    """
     try:
-        trees.collect(engine, pool.row.id)
+        return trees.collect(engine, pool.row.id) is not None
     except (Error, OSError) as err:
         _log.warning("verb=collect pool=%s result=%s", pool.row.name, err)
+        return True
 
 
 def _sharing(engine: Engine, pool: pools.Pool) -> list[pools.Pool]:

@@ -54,7 +54,7 @@ def tidy(engine: Engine) -> None:
         engine.store.commit(lambda write: write.drop_tombstones(before))
 
 
-def _in_each_pool(engine: Engine, work: Callable[[Engine, model.PoolId], int]) -> None:
+def _in_each_pool(engine: Engine, work: Callable[[Engine, model.PoolId], object]) -> None:
     """Do something in every available pool; one that fails is logged and does not cost the others their turn."""
     for pool in engine.pools.available():
         try:

@@ -118,7 +118,7 @@ def test_a_snapshot_is_exported_as_it_was_and_completed(
     assert exported(voldriver, "web@then", tmp_path / "then.tar") == {"./file": b"content"}
     assert exported(voldriver, "web", tmp_path / "now.tar") == {"./file": b"changed"}
     voldriver.out("volume", "unmount", "web")
-    words = {"COMP_WORDS": "voldriver export web@", "COMP_CWORD": "2", "_VOLDRIVER_COMPLETE": "bash_complete"}
+    words = {"COMP_LINE": "voldriver export web@", "_VOLDRIVER_COMPLETE": "bash_complete"}
     assert daemon.cli(**words).stdout.split() == ["plain,web@then"]
 
 

@@ -24,6 +24,7 @@ from tests.test_uevent import announce
 from tests.world import until
 from voldriverd import health, model, store
 from voldriverd.cli import events as cli_events
+from voldriverd.cli.connection import Resource
 from voldriverd.engine import health as looking
 from voldriverd.engine import pools
 from voldriverd.engine.ailments import Ailments
@@ -501,10 +502,10 @@ def test_the_worst_trouble_is_the_health() -> None:
 
 
 def test_the_command_shows_what_is_wrong() -> None:
-    event = {"time": "2026-01-02T03:04:05Z", "resourceType": "storagePool", "resourceId": "1sp1", "name": "fast"}
-    event |= {"state": "active", "cause": "health", "message": "its ext4 has counted errors"}
+    event = Resource({"time": "2026-01-02T03:04:05Z", "resourceType": "storagePool", "resourceId": "1sp1"})
+    event |= {"name": "fast", "state": "active", "cause": "health", "message": "its ext4 has counted errors"}
     assert cli_events._line(event).endswith("health     fast: its ext4 has counted errors")
-    assert cli_events._line({**event, "message": None}).endswith("health     fast")
+    assert cli_events._line(Resource({**event, "message": None})).endswith("health     fast")
 
 
 class Host(NamedTuple):

@@ -30,6 +30,8 @@ START_S: Final = 30.0
 """On a machine that other tests load."""
 STOP_S: Final = 15.0
 _TICK_S: Final = 0.02
+_STACKS_S: Final = 10.0
+"""How long a daemon is given to write down what it does."""
 _SERVING: Final = "verb=start"
 DAEMON: Final = (
     "import sys; sys.argv[0] = 'voldriverd'; from tests import unblocked; unblocked.watch_daemon(); "
@@ -124,6 +126,15 @@ class Running:
                 continue
             break
         raise AssertionError(f"the daemon does not serve: {self.log}")
+
+    def stacks(self) -> str:
+        """Return what its threads and tasks do now."""
+        before = len(self.log)
+        os.kill(self.pid, unblocked.STACKS)
+        deadline_s = time.monotonic() + _STACKS_S
+        while unblocked.STACKS_END not in self.log[before:] and time.monotonic() < deadline_s:
+            time.sleep(_TICK_S)
+        return self.log[before:]
 
     def stop(self) -> None:
         """End it with SIGTERM, and wait."""

@@ -16,6 +16,9 @@ def test_it_serves_both_sockets_on_its_embedded_default(tmp_path: Path) -> None:
         assert daemon.plugin("Plugin.Activate").body["Implements"] == ["VolumeDriver"]
         pools = daemon.api("GET", "/v1/storagepools").body["data"]
         assert {pool["name"] for pool in pools} == {"btrfs", "directory", "loop"}
+        stacks = daemon.stacks()  # what a long form tells of a daemon that does not answer
+        assert "in watch" in stacks, "the task that measures stalls"
+        assert "Thread 0x" in stacks
 
 
 def test_a_restart_after_a_kill_finds_volumes_and_mounts(tmp_path: Path) -> None:

@@ -5,11 +5,16 @@ fsync and its kin, mounts and ioctls (ours go through ctypes) and processes. The
 and is written down too, with its stack: `Running` fails the test even where the daemon passed over it.
 """
 
+import asyncio
+import faulthandler
 import os
+import signal
+import sys
+import threading
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
+from types import FrameType, ModuleType
 from typing import Any, Final, NamedTuple
 
 import blockbuster
@@ -18,6 +23,11 @@ from voldriverd.kernel import ioctl, mount, run
 
 REPORT: Final = "VOLDRIVER_TEST_BLOCKED"
 """The environment variable with the file in which a daemon of the tests writes down what blocked its loop."""
+
+
+STACKS: Final = signal.SIGUSR2
+"""Has a daemon of the tests write down what it does."""
+STACKS_END: Final = "end of stacks"
 
 
 class Allowed(NamedTuple):
@@ -68,11 +78,25 @@ def watch(report: Path | None, *, scanned: list[str] | None = None) -> blockbust
     return watching
 
 
+def _tell_stacks(_number: int, _frame: FrameType | None) -> None:
+    """Write what all threads and tasks do to standard error, as a signal handler; a thread does it, for it blocks."""
+    tasks = asyncio.all_tasks()
+
+    def tell() -> None:
+        faulthandler.dump_traceback(all_threads=True)
+        for task in tasks:
+            task.print_stack(file=sys.stderr)
+        print(STACKS_END, file=sys.stderr, flush=True)  # noqa: T201 - the log of the test
+
+    threading.Thread(target=tell, daemon=True).start()
+
+
 def watch_daemon() -> None:
     """Watch this process, which becomes a daemon, if its starter asks for it."""
     report = os.environ.get(REPORT)
     if report is not None:
         watch(Path(report))
+        signal.signal(STACKS, _tell_stacks)
 
 
 def _write_down(report: Path) -> None:

@@ -63,7 +63,10 @@ class Crowd:
         while time.monotonic() < end_s:
             driver, verb = chance.choice(DRIVERS), chance.choice(self._verbs)
             name, other = (f"{driver}-{chance.randrange(3)}" for _ in range(2))
-            answer = self._ask(chance, verb, name, other, f"client{number}")
+            try:
+                answer = self._ask(chance, verb, name, other, f"client{number}")
+            except TimeoutError as err:
+                raise AssertionError(f"{verb} of {name} was not answered:\n{self._daemon.stacks()}") from err
             if answer is None:
                 continue
             if answer.status < 300:

@@ -35,6 +35,7 @@ from voldriverd.engine.context import Limits
 from voldriverd.errors import Exists, InUse, Invalid, NotFound, Unsupported, Unusable
 from voldriverd.kernel import fs, mount, tree
 from voldriverd.model import SnapshotState, VolumeState
+from voldriverd.store.ballast import Ballast
 from voldriverd.store.write import Write
 
 pytestmark = pytest.mark.root
@@ -323,6 +324,17 @@ def test_without_a_retention_removal_destroys(bench: Bench) -> None:
     bench.restart()
     bench.create("db")
     assert trash.remove(bench.engine, bench.volume("db")).state is VolumeState.PURGED
+
+
+def test_protection_can_be_lifted_on_a_full_disk_and_nothing_else_be_set(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    db = bench.create("db", protected="yes")
+    monkeypatch.setattr(Ballast, "is_disk_roomy", lambda _: False)
+    with pytest.raises(Unusable, match="disk is full"):
+        volumes.set_properties(bench.engine, db, description="new")
+    assert not volumes.set_properties(bench.engine, db, is_protected=False).is_protected
+    trash.remove(bench.engine, bench.volume("db"))
 
 
 def test_a_protected_volume_is_not_removed_until_that_is_lifted(bench: Bench) -> None:
@@ -962,6 +974,21 @@ def test_a_pool_is_taken_from_a_root_whose_daemon_has_ended_and_from_no_other(be
     tree.vanish(first)  # a root that was moved
     assert opened_for(bench, first).trouble is None
     assert json.loads((bench.pool_root / markers.MARKER).read_text())["root"] == str(first)
+
+
+def test_a_pool_that_lies_elsewhere_now_is_served_on_a_full_disk_too(
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    moved = tmp_path / "moved"
+    bench.pool_root.rename(moved)
+    monkeypatch.setattr(Ballast, "is_disk_roomy", lambda _: False)
+    specs = [pools.Spec("memory", "memory", moved, lambda path: Memory(path, bench.engine.mounts))]
+    opened = pools.Pools(bench.store, specs, default_driver="memory")
+    opened.open_all(lambda *_: None)
+    (pool,) = opened
+    assert (pool.trouble, pool.row.path) == (None, str(moved))
+    assert [row.path for row in bench.store.pools()] == [str(moved)]
+    moved.rename(bench.pool_root)
 
 
 def test_a_pool_whose_marker_cannot_be_written_is_served(

@@ -244,7 +244,7 @@ class Pools:
             raise Unusable(f"{spec.path} holds another pool: uuid {found['uuid']} instead of {row.uuid}")
         _check_driver(spec, found)
         if row.path != str(spec.path):
-            self._store.commit(lambda write: write.put_pool_path(row.id, str(spec.path)))
+            self._store.commit(lambda write: write.put_pool_path(row.id, str(spec.path)), is_vital=True)
         return model.Pool(row.id, row.uuid, row.name, spec.driver, str(spec.path))
 
     def _begin(self, spec: Spec, found: dict[str, str] | None) -> model.Pool:

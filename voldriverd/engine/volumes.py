@@ -150,7 +150,8 @@ def set_properties(
         kept = {key: value for key, value in changed.labels.items() if key not in label_changes}
         new = {key: value for key, value in label_changes.items() if value}
         changed = replace(changed, labels=names.checked_labels(kept | new))
-    engine.store.commit(lambda write: write.put_volume(changed))
+    is_vital = is_protected is False  # without that it cannot be removed, on a full disk either
+    engine.store.commit(lambda write: write.put_volume(changed), is_vital=is_vital)
     return changed
 
 

@@ -977,9 +977,9 @@ def test_a_pool_is_taken_from_a_root_whose_daemon_has_ended_and_from_no_other(be
 
 
 def test_a_pool_that_lies_elsewhere_now_is_served_on_a_full_disk_too(
-    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    moved = tmp_path / "moved"
+    moved = bench.pool_root.with_name("moved")
     bench.pool_root.rename(moved)
     monkeypatch.setattr(Ballast, "is_disk_roomy", lambda _: False)
     specs = [pools.Spec("memory", "memory", moved, lambda path: Memory(path, bench.engine.mounts))]

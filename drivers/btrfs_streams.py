@@ -10,7 +10,6 @@ data and takes a quarter of the time of a stream of small files (20,000 of 32 KB
 """
 
 import errno
-import itertools
 import os
 import uuid
 from collections.abc import Callable, Iterable, Iterator
@@ -89,13 +88,12 @@ def sent(
 def _changed(place: Path, fd: int, base_fd: int) -> Iterator[Stream]:
     """Yield what changed since a base; its parts raise Unsupported when they meet what the stream cannot hold.
 
-    The survey would take half of the time (50 files of 20,000 changed, nothing cached: 57 of 94 ms). What changed is
-    counted when the kernel has written the first part: then the disk need not be asked for it any more.
+    There is no survey, which would take half of the time. What changed is counted while the kernel writes, before the
+    first part is asked for: both wait for the same disk, and one after the other otherwise (50 files of 20,000 changed,
+    nothing cached: 69 ms for the whole backup, and 84).
     """
     since = receive.changed_in(base_fd) + 1
     with _sending(fd, parent_id=btrfs.subvolume_id(base_fd), since=since) as (version, parts):
-        fitting = _fitting(place, parts)
-        first = list(itertools.islice(fitting, 1))
         count, data_bytes = inodes.changes(fd, inodes.UNSENT, since=since)
         yield Stream(
             format=StreamFormat.BTRFS,
@@ -103,7 +101,7 @@ def _changed(place: Path, fd: int, base_fd: int) -> Iterator[Stream]:
             is_incremental=True,
             image_bytes=None,
             expected_bytes=data_bytes,
-            parts=itertools.chain(first, fitting),
+            parts=_fitting(place, parts),
             notes=_flags_note(count),
         )
 

@@ -390,10 +390,11 @@ def test_the_disk_reads_the_files_of_a_large_increment(driver: Btrfs) -> None:
     (root / "new").write_bytes(os.urandom(64 << 10))
     frozen = freeze(driver, "v1.1", "s2")
     with (
-        driver.send(Key("s2"), Key("s1")),
+        driver.send(Key("s2"), Key("s1")) as stream,
         (frozen / "new").open("rb") as new_one,
         (frozen / "9").open("rb") as other,
     ):
+        next(iter(stream.parts))
         _wait_until_cached(new_one.fileno())
         assert not _is_cached(other.fileno())
 

@@ -318,13 +318,12 @@ class Btrfs:
     def _snapshot(
         self, fd: int, subvolume_id: int, trees: int, target: Key, *, read_only: bool, limit: btrfs.Limit | None
     ) -> None:
-        """Snapshot a subvolume with those nested in it; committed when this returns. Raises OSError (EEXIST)."""
+        """Snapshot a subvolume with those nested in it; committed when this returns. Raises Exists, OSError."""
         inside = btrfs.descendants(fd, subvolume_id)
         if not inside:
             btrfs.snapshot(fd, trees, target, read_only=read_only, limit=limit)
             return
-        if os.path.lexists(self._trees / target):
-            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), target)
+        self._check_absent("clone", target)
         with _part(trees, target) as part:
             nested.snapshot(fd, inside, trees, part, read_only=read_only, limit=limit)
         fs.sync_directory(self._trees)

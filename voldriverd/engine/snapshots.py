@@ -155,15 +155,10 @@ def begin_displacing(
     going = replace(volume, content=_free_content(engine, volume))
     key = model.volume_key(volume.id, going.content)
     kept = _displaced_row(engine, volume, verb)
-    kept_options = creation.tree_options(engine, volume.tree)
-    added = (
-        model.Tree(kept.tree, volume.pool_id, kept_options, volume.tree, is_settled=True),
-        model.Tree(key, volume.pool_id, options, source, is_settled=True),
-    )
 
     def begin(write: Write) -> None:
-        for tree in added:
-            write.add_tree(tree)
+        write.add_clone(kept.tree, volume.tree)
+        write.add_tree(model.Tree(key, volume.pool_id, options, source, is_settled=True))
         write.put_volume(going)
 
     engine.store.commit(begin)

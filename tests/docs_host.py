@@ -5,8 +5,10 @@ There is no systemd in it: `systemctl` is a script that starts and stops the dae
 """
 
 import io
+import os
 import shutil
 import signal
+import stat
 import subprocess
 import tarfile
 from collections.abc import Iterator
@@ -104,8 +106,8 @@ class DocsHost:
         return self.log_file.read_text() if self.log_file.exists() else ""
 
     def served(self, pid: int) -> None:
-        """Wait until a daemon that was spawned serves."""
-        until(lambda: "verb=start" in self.log or self.world.status(pid) is not None, "voldriverd")
+        """Wait until a daemon that was spawned serves and says so."""
+        until(lambda: "voldriverd is serving" in self.log or self.world.status(pid) is not None, "voldriverd")
         assert self.world.status(pid) is None, self.log
 
     def end(self, pid: int) -> int:
@@ -144,6 +146,7 @@ class DocsHost:
             work = upper.with_name("work")
             upper.mkdir(parents=True)
             work.mkdir()
+            os.mknod(upper / ROOT.name, stat.S_IFCHR, os.makedev(0, 0))  # a whiteout of what this host's daemon has
             options = f"lowerdir={place},upperdir={upper},workdir={work}"
             self._must("mount", "-t", "overlay", "overlay", "-o", options, str(place))
         self._must("mkdir", "-p", "/etc/voldriver", *_EMPTY)

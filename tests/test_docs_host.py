@@ -27,7 +27,6 @@ def test_the_tutorial_to_the_letter(host: DocsHost) -> None:
     host.configure(SMALL)
     daemon = host.spawn("bash", "-ec", start.text)
     host.served(daemon)
-    assert "voldriverd is serving" in host.log
     host.follow(commands(page, until="Leave no trace"))
     remove, *release = commands(page, since="Leave no trace")
     host.follow([remove])

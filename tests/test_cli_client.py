@@ -353,6 +353,23 @@ def test_work_that_failed_before_it_was_answered_is_status_1_too() -> None:
     assert (result.exit_code, result.stdout, result.stderr) == (1, "", "voldriver: the disk is full\n")
 
 
+@pytest.mark.parametrize(
+    ("end", "status", "out", "said"),
+    [("removed", 0, "1b1\n", ""), ("created", 1, "", "voldriver: cannot cancel backup 1b1: it was made before that\n")],
+)
+def test_a_cancel_waits_until_nobody_works_on_the_backup_any_more(
+    monkeypatch: pytest.MonkeyPatch, end: str, status: int, out: str, said: str
+) -> None:
+    monkeypatch.setattr(session, "_POLL_MIN_S", 0.0)
+    going = {"type": "backup", "id": "1b1", "state": "creating", "transitioning": "yes"}
+    answers = [going, going, going, going | {"state": end, "transitioning": "no"}]
+    seen: list[tuple[str, str, str]] = []
+    with pretending([(200, body(each)) for each in answers], seen) as url:
+        result = CliRunner().invoke(client.main, ["--url", url, "backup", "cancel", "1b1"])
+    assert len(seen) == len(answers)
+    assert (result.exit_code, result.stdout, result.stderr) == (status, out, said)
+
+
 @pytest.mark.parametrize(("going", "said"), [("yes", "db will have 1 GiB\n"), ("no", "db has 1 GiB now\n")])
 def test_a_resize_that_is_not_waited_for_is_not_said_to_be_done(going: str, said: str) -> None:
     resized = VOLUME | {"transitioning": going, "sizeBytes": 1 << 30}

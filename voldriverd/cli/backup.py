@@ -11,7 +11,7 @@ from voldriverd.cli import parameters, progress, show
 from voldriverd.cli.connection import Resource, resource_path
 from voldriverd.cli.parameters import BackupId, SnapshotName, TargetName, VolumeName
 from voldriverd.cli.session import Session, is_backup_id, snapshot_name
-from voldriverd.errors import Invalid, Unusable
+from voldriverd.errors import Invalid, NotFound, Unusable
 
 
 @click.group("backup")
@@ -97,7 +97,12 @@ def cancel(session: Session, *, texts: tuple[str, ...]) -> None:
     """End backups that are being made, or the restore of volumes."""
 
     def work(text: str) -> Resource:
-        return session.act(session.backup(text) if is_backup_id(text) else session.volume(text), "cancel")
+        if not is_backup_id(text):
+            return session.act(session.volume(text), "cancel")
+        ended = session.finish(session.act(session.backup(text), "cancel"), no_wait=False)
+        if ended["state"] == "created":
+            raise NotFound(f"cannot cancel backup {text}: it was made before that")
+        return ended
 
     session.each(texts, work, lambda ended: click.echo(ended["id"] if is_backup_id(ended["id"]) else ended["name"]))
 

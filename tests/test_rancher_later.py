@@ -19,8 +19,8 @@ from tests.engines import Bench, bench_on
 from voldriverd import model, names, runner, service, store, usages
 from voldriverd.api import middleware, rancher
 from voldriverd.api.rancher import resources, snapshots, streams, volumes
-from voldriverd.driver import Change, ChangeKind, Key, Usage
-from voldriverd.engine import inspection, pools
+from voldriverd.driver import Capability, Change, ChangeKind, Key, Usage
+from voldriverd.engine import inspection, pools, upkeep
 from voldriverd.engine.context import Limits
 from voldriverd.errors import Invalid, Unusable
 from voldriverd.service import Service
@@ -94,6 +94,7 @@ class Gate:
     """A driver's clone that waits until it is let through, and may fail then."""
 
     def __init__(self, bench: Bench, monkeypatch: pytest.MonkeyPatch, *, fails: bool = False) -> None:
+        self.reached: set[Key] = set()
         self._inner = bench.driver.clone
         self._fails = fails
         self._opened = threading.Event()
@@ -103,6 +104,7 @@ class Gate:
         self._opened.set()
 
     def _clone(self, source: Key, target: Key, *, read_only: bool) -> None:
+        self.reached.add(target)
         assert self._opened.wait(PATIENCE_S)
         if self._fails:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -140,6 +142,38 @@ def test_a_revert_that_takes_long_says_at_once_what_will_undo_it(bench: Bench, m
         assert (await client.until("/v1/volumes/1v1", transitioning="no"))["state"] == "inactive"
         assert (await client.ask("GET", "/v1/snapshots/1s2"))[1]["automatic"] is True
 
+    served(bench, scenario)
+
+
+def test_what_would_be_a_plain_copy_begins_and_is_answered_although_others_have_their_turn(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runner, "COPIES_AT_ONCE", 1)
+    monkeypatch.setattr(runner, "LONG_THREADS", 1)
+    monkeypatch.setattr(bench.driver, "capabilities", Capability.NONE)
+
+    async def scenario(client: Client) -> None:
+        for name in ("first", "db", "gone"):
+            await client.make(name)
+        await client.ask("POST", "/v1/volumes/1v2?action=snapshot", {"name": "one"})
+        await client.until("/v1/snapshots/1s1", transitioning="no")
+        gate = Gate(bench, monkeypatch)
+        async with asyncio.timeout(PATIENCE_S):
+            await client.ask("POST", "/v1/volumes/1v1?action=snapshot")
+            while not gate.reached:  # noqa: ASYNC110 - there is no event for it
+                await asyncio.sleep(0.005)
+            assert (await client.ask("POST", "/v1/volumes/1v1?action=snapshot"))[0] == 409
+            _, reverting = await client.ask("POST", "/v1/volumes/1v2?action=reverttosnapshot", {"snapshotId": "1s1"})
+            assert reverting["state"] == "reverting-inactive"
+            _, made = await client.ask("POST", "/v1/volumes/1v3?action=snapshot", {"name": "two"})
+            assert made["state"] == "creating"
+            assert gate.reached == {"s2"}, "one copies, the others wait"
+            await client.service.runner.in_thread(upkeep.collect, bench.engine, is_long=True)  # removals wait for none
+        gate.open()
+        assert (await client.until("/v1/volumes/1v2", transitioning="no"))["state"] == "inactive"
+        assert (await client.until(f"/v1/snapshots/{made['id']}", transitioning="no"))["state"] == "created"
+
+    monkeypatch.setattr(service, "API_WAIT_S", 0.05)
     served(bench, scenario)
 
 

@@ -1,7 +1,8 @@
 """Runs what blocks in threads, and answers for it in time.
 
-Two sets of threads with named sizes: quick verbs and long jobs, so that six plain copies do not stop a
-`Mount`. What was answered before it ended goes on, and why it failed is kept.
+Three sets of threads with named sizes: quick verbs, what may wait for a disk for seconds, and plain copies, so that six
+of these do not stop a `Mount` or the removal of what a full disk waits for. What was answered before it ended goes on,
+and why it failed is kept.
 """
 
 import asyncio
@@ -22,6 +23,8 @@ _T = TypeVar("_T")
 QUICK_THREADS: Final = 32
 """Verbs that wait for the kernel for milliseconds; the threads sleep there, so more than cores."""
 LONG_THREADS: Final = 4
+"""Removals, syncs, and streams to clients, a piece at a time."""
+COPIES_AT_ONCE: Final = 4
 """Plain copies: enough to use two disks, few enough that six of them do not starve a database."""
 FAULTS_MAX: Final = 1_000
 """How many failures after an answer are remembered; each is a line of text."""
@@ -37,6 +40,7 @@ class Runner:
         """Start no thread yet."""
         self._quick = Threads(QUICK_THREADS, "verb")
         self._long = Threads(LONG_THREADS, "job")
+        self._copies = Threads(COPIES_AT_ONCE, "copy")
         self.verbs = verbs.Verbs()
         self._tasks: set[asyncio.Task[object]] = set()
         self._faults: dict[str, str] = {}
@@ -46,7 +50,7 @@ class Runner:
         deadline_s = time.monotonic() + within_s
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=within_s)
-        pools = (self._quick, self._long)
+        pools = (self._quick, self._long, self._copies)
         return all([await each.stop(within_s=max(0.0, deadline_s - time.monotonic())) for each in pools])
 
     async def in_thread(self, function: Callable[..., _T], *arguments: object, is_long: bool = False) -> _T:
@@ -54,9 +58,10 @@ class Runner:
         threads = self._long if is_long else self._quick
         return await threads.submit(function, *arguments)
 
-    async def run(self, verb: str, function: Callable[..., _T], *arguments: object, is_long: bool = False) -> _T:
-        """Run something that blocks as a verb: who watches the store is told its name."""
-        return await self.in_thread(as_cause, verb, function, *arguments, is_long=is_long)
+    async def run(self, verb: str, function: Callable[..., _T], *arguments: object, copies: bool = False) -> _T:
+        """Run something that blocks as a verb: who watches the store is told its name. Plain copies wait for others."""
+        threads = self._copies if copies else self._quick
+        return await threads.submit(as_cause, verb, function, *arguments)
 
     async def timed(
         self,

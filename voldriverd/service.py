@@ -36,6 +36,7 @@ from voldriverd.logs import Facts
 
 _log = logging.getLogger(__name__)
 _T = TypeVar("_T")
+_Begun = TypeVar("_Begun")
 _VolumeBegun = Callable[[model.Volume], None]
 _SnapshotBegun = Callable[[model.Snapshot], None]
 _RevertBegun = Callable[[snapshots.Reverted], None]
@@ -74,7 +75,8 @@ class Service:
         self._askers = askers.Askers()
         self._relieving = asyncio.Lock()
         self.jobs = jobs.Jobs()
-        self.backups = backups.Backups(engine, self.runner, self._locks, self.jobs, freeze=self.snapshot)
+        freeze = functools.partial(self.snapshot, answer_s=API_ANSWER_S)
+        self.backups = backups.Backups(engine, self.runner, self._locks, self.jobs, freeze=freeze)
         self.restores = restores.Restores(engine, self.runner, self._locks, self.jobs, relieve=self.relieve)
         self.imports = imports.Imports(engine, self.runner, self._locks, self.jobs, relieve=self.relieve)
         self._reconciling: asyncio.Task[None] | None = None
@@ -137,7 +139,8 @@ class Service:
             def work(volume: model.Volume) -> model.Volume:
                 return volumes.resize(self.engine, volume, size_bytes, begun=begun)
 
-            return self._locked("resize", volume_id, work, wait_s=API_WAIT_S, copies=False)
+            run = functools.partial(self.runner.run, "resize", work)
+            return self._locked("resize", volume_id, run, wait_s=API_WAIT_S)
 
         return await self._answered(attempt, lambda volume: f"1v{volume.id}", answer_s=answer_s)
 
@@ -186,10 +189,15 @@ class Service:
         """Freeze a volume's present content; `answer_s` as for `create`."""
 
         def attempt(begun: _SnapshotBegun) -> Awaitable[model.Snapshot]:
-            def work(volume: model.Volume) -> model.Snapshot:
-                return snapshots.create(self.engine, volume, wish, begun=begun)
+            def begin(volume: model.Volume) -> tuple[model.Volume, model.Snapshot]:
+                snapshot = snapshots.begin_create(self.engine, volume, wish)
+                begun(snapshot)
+                return volume, snapshot
 
-            return self._locked("snapshot", volume_id, work, wait_s=API_WAIT_S, copies=True)
+            def finish(going: tuple[model.Volume, model.Snapshot]) -> model.Snapshot:
+                return snapshots.finish_create(self.engine, *going)
+
+            return self._copied("snapshot", volume_id, begin, finish)
 
         return await self._answered(attempt, lambda snapshot: f"1s{snapshot.id}", answer_s=answer_s)
 
@@ -211,10 +219,12 @@ class Service:
         """Give a volume the content of a snapshot; `answer_s` as for `create`."""
 
         def attempt(begun: _RevertBegun) -> Awaitable[snapshots.Reverted]:
-            def work(volume: model.Volume) -> snapshots.Reverted:
-                return snapshots.revert(self.engine, volume, self.snapshot_row(snapshot_id), begun=begun)
+            def begin(volume: model.Volume) -> snapshots.Reverting:
+                reverting = snapshots.begin_revert(self.engine, volume, self.snapshot_row(snapshot_id))
+                begun((reverting.going.volume, reverting.going.kept))
+                return reverting
 
-            return self._locked("revert", volume_id, work, wait_s=API_WAIT_S, copies=True)
+            return self._copied("revert", volume_id, begin, functools.partial(snapshots.finish_revert, self.engine))
 
         return await self._answered(attempt, lambda reverted: f"1v{reverted[0].id}", answer_s=answer_s)
 
@@ -272,11 +282,9 @@ class Service:
     @asynccontextmanager
     async def _frozen(self, volume: model.Volume) -> AsyncIterator[Key]:
         """Hold the present content of a volume still for a moment, in a tree that nothing ever points to."""
-
-        def work(volume: model.Volume) -> Key:
-            return inspection.freeze(self.engine, volume)
-
-        key = await self._relieved(lambda: self._verb("freeze", volume.id, work, wait_s=API_WAIT_S, copies=True))
+        finish = functools.partial(inspection.freeze, self.engine)
+        copied = functools.partial(self._copied, "freeze", volume.id, lambda volume: volume, finish)
+        key = await self._relieved(lambda: self.runner.shielded(copied()))
         try:
             yield key
         finally:
@@ -420,32 +428,43 @@ class Service:
             if isinstance(plan, model.Volume):
                 return plan
             begun(plan.volume)
-            is_long = self._is_long(origin)
+            copies = self._copies(origin)
             assert plan.tree.source is not None, "a clone has a source"
             self._pins[plan.tree.source] += 1
             try:
-                if is_long and plan.tree.source != origin.key:
+                if copies and plan.tree.source != origin.key:
                     await stack.aclose()
                 finish = functools.partial(volumes.finish_begun, self.engine, plan)
-                return await self.runner.run("clone", finish, is_long=is_long)
+                return await self.runner.run("clone", finish, copies=copies)
             finally:
                 self._pins.subtract({plan.tree.source: 1})
                 self._pins += Counter()  # drops what is not pinned any more
 
     async def _verb(
+        self, verb: str, volume_id: model.VolumeId, work: Callable[[model.Volume], _T], *, wait_s: float
+    ) -> _T:
+        """Run a verb under its volume's lock; it goes on when who asked for it hangs up."""
+        run = functools.partial(self.runner.run, verb, work)
+        return await self.runner.shielded(self._locked(verb, volume_id, run, wait_s=wait_s))
+
+    async def _copied(
         self,
         verb: str,
         volume_id: model.VolumeId,
-        work: Callable[[model.Volume], _T],
-        *,
-        wait_s: float,
-        copies: bool = False,
+        begin: Callable[[model.Volume], _Begun],
+        finish: Callable[[_Begun], _T],
     ) -> _T:
-        """Run a verb under its volume's lock; it goes on when who asked for it hangs up."""
-        return await self.runner.shielded(self._locked(verb, volume_id, work, wait_s=wait_s, copies=copies))
+        """Run a verb under its volume's lock; only what may be a plain copy waits for other copies."""
+
+        async def run(volume: model.Volume) -> _T:
+            if not self._copies(volume):
+                return await self.runner.run(verb, lambda: finish(begin(volume)))
+            return await self.runner.run(verb, finish, await self.runner.run(verb, begin, volume), copies=True)
+
+        return await self._locked(verb, volume_id, run, wait_s=API_WAIT_S)
 
     async def _locked(
-        self, verb: str, volume_id: model.VolumeId, work: Callable[[model.Volume], _T], *, wait_s: float, copies: bool
+        self, verb: str, volume_id: model.VolumeId, run: Callable[[model.Volume], Awaitable[_T]], *, wait_s: float
     ) -> _T:
         name = self.row(volume_id).name
         what = f"cannot {verb} volume {name}"
@@ -453,9 +472,7 @@ class Service:
             volume = self.row(volume_id)
             if verb not in _PASSING:
                 self.runner.forget_fault(f"1v{volume_id}")
-            is_long = copies and self._is_long(volume)
-            about = functools.partial(self._about, volume)
-            return await self.runner.timed(verb, about, self.runner.run(verb, work, volume, is_long=is_long))
+            return await self.runner.timed(verb, functools.partial(self._about, volume), run(volume))
 
     async def _quietly(
         self, verb: str, volume_id: model.VolumeId, work: Callable[[model.Volume], object], *, wait_s: float = 0
@@ -533,7 +550,8 @@ class Service:
             raise InUse(f"cannot remove volume {volume.name}: it is being read")
         return work(self.engine, volume)
 
-    def _is_long(self, volume: model.Volume) -> bool:
+    def _copies(self, volume: model.Volume) -> bool:
+        """Tell whether a clone of a volume's trees is a plain copy."""
         driver = self.engine.pools.get(volume.pool_id).driver
         return driver is not None and Capability.COW not in driver.capabilities
 

@@ -37,12 +37,22 @@ def create(
 ) -> model.Snapshot:
     """Freeze the present content of a volume, mounted or not, as one instant.
 
-    `begun` is called once the snapshot has a row; a long copy may follow. Raises Exists (the name is
-    taken), Unsupported (in use, and the driver is not INSTANT), Unusable. After a crash it is there
-    whole, or not at all.
+    Both halves in one call; `begun` is called between them. Raises what `begin_create` and `finish_create` raise; then
+    nothing is left.
+    """
+    snapshot = begin_create(engine, volume, wish)
+    if begun is not None:
+        begun(snapshot)
+    return finish_create(engine, volume, snapshot)
+
+
+def begin_create(engine: Engine, volume: model.Volume, wish: Wish) -> model.Snapshot:
+    """Commit the row of a new snapshot: from then on it exists for everybody, and a crash is ended by recovery.
+
+    Raises Exists (the name is taken), Unsupported (in use, and the driver is not INSTANT), Unusable; then nothing has
+    changed.
     """
     what = f"cannot snapshot volume {volume.name}"
-    driver = engine.pools.driver(volume.pool_id)
     use.ensure_resting(volume, what)
     if wish.name is not None and engine.store.snapshot_named(volume.id, wish.name) is not None:
         raise Exists(f"{what}: it has a snapshot named {wish.name} already")
@@ -55,12 +65,18 @@ def create(
         write.put_snapshot(snapshot)
 
     engine.store.commit(begin)
-    if begun is not None:
-        begun(snapshot)
+    return snapshot
+
+
+def finish_create(engine: Engine, volume: model.Volume, snapshot: model.Snapshot) -> model.Snapshot:
+    """Make the tree of a begun snapshot, by a long copy where the driver knows no other; what fails leaves no snapshot.
+
+    The volume must not have changed since. After a crash the snapshot is there whole, or not at all.
+    """
     created = replace(snapshot, state=SnapshotState.CREATED)
     try:
-        with failures.told_as(what):
-            driver.clone(volume.tree, snapshot.tree, read_only=True)
+        with failures.told_as(f"cannot snapshot volume {volume.name}"):
+            engine.pools.driver(volume.pool_id).clone(volume.tree, snapshot.tree, read_only=True)
     except Error:
         _forget(engine, volume, snapshot)
         raise
@@ -85,13 +101,28 @@ def remove(engine: Engine, volume: model.Volume, snapshot: model.Snapshot) -> mo
     return gone
 
 
-def revert(
-    engine: Engine, volume: model.Volume, snapshot: model.Snapshot, *, begun: Callable[[Reverted], None] | None = None
-) -> Reverted:
+def revert(engine: Engine, volume: model.Volume, snapshot: model.Snapshot) -> Reverted:
     """Give a volume the content of one of its snapshots; return it with the automatic snapshot of what was displaced.
 
-    Both pointers move in one commit; `begun` is called with what both will be. Raises Invalid
-    (another volume's snapshot), NotFound, InUse, Unusable.
+    Both halves in one call: raises what `begin_revert` and `finish_revert` raise.
+    """
+    return finish_revert(engine, begin_revert(engine, volume, snapshot))
+
+
+@dataclass(frozen=True, slots=True)
+class Reverting:
+    """A revert that has begun."""
+
+    going: "Displacing"
+    source: model.Snapshot
+    message: str | None
+    """What was to be said of the volume before."""
+
+
+def begin_revert(engine: Engine, volume: model.Volume, snapshot: model.Snapshot) -> Reverting:
+    """Commit that a volume is to get the content of one of its snapshots.
+
+    Raises Invalid (another volume's snapshot), NotFound, InUse, Unusable; then nothing has changed.
     """
     what = f"cannot revert volume {volume.name}"
     use.ensure_resting(volume, what)
@@ -101,35 +132,27 @@ def revert(
         raise NotFound(f"{what}: snapshot 1s{snapshot.id} is {snapshot.state.value}")
     use.ensure_unused(engine, volume, what)
     space.ensure_reserve(engine, engine.pools.get(volume.pool_id), what)
-    return displace(engine, volume, snapshot.tree, size_bytes=snapshot.size_bytes, verb="revert", begun=begun)
+    options, reverting = creation.tree_options(engine, snapshot.tree), replace(volume, state=VolumeState.REVERTING)
+    going = begin_displacing(engine, reverting, options, source=snapshot.tree, verb="revert")
+    return Reverting(going, snapshot, volume.message)
 
 
-def displace(
-    engine: Engine,
-    volume: model.Volume,
-    source: Key,
-    *,
-    size_bytes: int | None,
-    verb: str,
-    begun: Callable[[Reverted], None] | None = None,
-) -> Reverted:
-    """Point an unused volume to a clone of `source` and keep its present tree as `before-VERB-UTC`.
+def finish_revert(engine: Engine, begun: Reverting) -> Reverted:
+    """Clone both trees of a begun revert, the snapshot's and the present one, and move both pointers in one commit.
 
     The larger of both sizes is kept (D5). A failure or crash before the last commit leaves all as it was.
     """
-    driver = engine.pools.driver(volume.pool_id)
-    size_bytes = max((size for size in (size_bytes, volume.size_bytes) if size is not None), default=None)
-    options = creation.tree_options(engine, source)
-    going = begin_displacing(engine, replace(volume, state=VolumeState.REVERTING), options, source=source, verb=verb)
-    if begun is not None:
-        begun((going.volume, going.kept))
+    going, source = begun.going, begun.source
+    volume = going.volume
+    size_bytes = max((size for size in (source.size_bytes, volume.size_bytes) if size is not None), default=None)
     try:
-        with failures.told_as(f"cannot {verb} volume {volume.name}"):
+        with failures.told_as(f"cannot revert volume {volume.name}"):
+            driver = engine.pools.driver(volume.pool_id)
             driver.clone(volume.tree, going.kept.tree, read_only=True)
-            volumes.clone(driver, source, going.key, size_bytes=size_bytes)
+            volumes.clone(driver, source.tree, going.key, size_bytes=size_bytes)
         return end_displacing(engine, going, size_bytes=size_bytes)
     except Error:
-        give_up_displacing(engine, going, message=volume.message)
+        give_up_displacing(engine, going, message=begun.message)
         raise
 
 

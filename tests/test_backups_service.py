@@ -1,7 +1,9 @@
 """Backups through the service: what goes on beside what, what waits, what ends it, and what a start takes up."""
 
 import asyncio
+import errno
 import logging
+import os
 import tarfile
 import threading
 from collections.abc import Iterator
@@ -19,6 +21,7 @@ from tests.serving import PATIENCE_S, Gate, serve, until
 from voldriverd import backups as service_backups
 from voldriverd import model
 from voldriverd.backup.repository import Repository
+from voldriverd.driver import Capability, Key
 from voldriverd.engine import backups, keeping, scratch, snapshots, space, targets
 from voldriverd.engine.context import Engine
 from voldriverd.errors import InUse, Invalid, NotFound, Unsupported, Unusable
@@ -202,6 +205,101 @@ def test_a_backup_of_a_volume_is_one_of_an_automatic_snapshot_that_expires(bench
     ]
     assert all(row.is_automatic and row.expires_at is not None for row in rows)
     assert backing.read(bench.engine, made[1]) == b"db"
+
+
+class Copies:
+    """A snapshot of a driver without clones: it takes until it is let through, and may fail then."""
+
+    def __init__(self, bench: Bench, monkeypatch: pytest.MonkeyPatch, *, fails: bool = False) -> None:
+        self.opened = threading.Event()
+        self._inner, self._fails = bench.driver.clone, fails
+        monkeypatch.setattr("voldriverd.service.API_ANSWER_S", 0.02)
+        monkeypatch.setattr(bench.driver, "capabilities", Capability.NONE)
+        monkeypatch.setattr(bench.driver, "clone", self._clone)
+
+    def _clone(self, source: Key, target: Key, *, read_only: bool) -> None:
+        assert self.opened.wait(PATIENCE_S)
+        if self._fails:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        self._inner(source, target, read_only=read_only)
+
+
+@pytest.mark.parametrize("has_clones", [False, True])
+def test_a_backup_of_a_volume_is_answered_while_its_snapshot_is_copied(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, *, has_clones: bool
+) -> None:
+    copies = Copies(bench, monkeypatch)
+    if has_clones:  # they take long as well where gigabytes are to be written first
+        monkeypatch.setattr(bench.driver, "capabilities", Capability.COW)
+
+    async def work(service: Service) -> model.Backup:
+        begun = await service.backups.create_of_volume(bench.volume("db").id, name="nightly")
+        assert (begun.state, begun.name, begun.key) == (BackupState.CREATING, "nightly", "b1" if has_clones else None)
+        await until(lambda: (job := service.jobs.get("1b1")) and "snapshot" in job.message())
+        job = service.jobs.get("1b1")
+        assert job is not None
+        assert job.message() == f"waits for its snapshot {begun.snapshot_name}"
+        copies.opened.set()
+        return (await ended(service, begun))[0]
+
+    made = serve(bench, work)
+    assert (made.state, backing.read(bench.engine, made)) == (BackupState.CREATED, b"db")
+
+
+def test_a_backup_whose_snapshot_comes_to_nothing_says_why(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    copies = Copies(bench, monkeypatch, fails=True)
+
+    async def work(service: Service) -> model.Backup:
+        begun = await service.backups.create_of_volume(bench.volume("db").id)
+        await until(lambda: (job := service.jobs.get("1b1")) and "snapshot" in job.message())
+        copies.opened.set()
+        return (await ended(service, begun))[0]
+
+    made = serve(bench, work)
+    assert (made.state, made.message) == (BackupState.ERROR, "cannot snapshot volume db: no space is left in the pool")
+    assert not bench.store.snapshots(bench.volume("db").id)
+
+
+def test_a_backup_that_waits_for_its_snapshot_is_cancelled(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    copies = Copies(bench, monkeypatch)
+
+    async def work(service: Service) -> None:
+        begun = await service.backups.create_of_volume(bench.volume("db").id)
+        await until(lambda: (job := service.jobs.get("1b1")) and "snapshot" in job.message())
+        assert (await service.backups.cancel(begun.id)).state is BackupState.REMOVED
+        copies.opened.set()
+
+    serve(bench, work)
+    (snapshot,) = bench.store.snapshots(bench.volume("db").id)
+    assert snapshot.state is model.SnapshotState.CREATED
+
+
+@pytest.mark.parametrize("capability", [Capability.NONE, Capability.COW])
+def test_a_backup_of_a_snapshot_that_a_crash_cut_off_ends_at_the_next_start(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, capability: Capability
+) -> None:
+    monkeypatch.setattr(bench.driver, "capabilities", capability)
+    snapshot = snapshots.begin_create(bench.engine, bench.volume("db"), snapshots.Wish("one"))
+    begun = backups.begin_early(bench.engine, snapshot, target_of(bench), backups.Wish())
+    bench.restart()
+
+    async def work(service: Service) -> model.Backup:
+        await service.backups.resume()
+        await until(lambda: not bench.store.creating_backups())
+        return await service.backups.backup_row(begun.id)
+
+    made = serve(bench, work)
+    assert (made.state, made.message) == (BackupState.ERROR, "its snapshot is gone")
+    bench.upkeep()
+    assert bench.driver.trees() == bench.tree_rows() == {bench.volume(name).tree for name in ("db", "web", "mail")}
+
+
+def test_what_came_to_nothing_is_not_backed_up(bench: Bench) -> None:
+    snapshot = snapshots.begin_create(bench.engine, bench.volume("db"), snapshots.Wish("one"))
+    bench.store.commit(lambda write: write.delete_snapshot(snapshot))
+    with pytest.raises(NotFound, match="cannot back up snapshot one: it is gone"):
+        backups.begin_early(bench.engine, snapshot, target_of(bench), backups.Wish())
+    assert not bench.store.creating_backups()
 
 
 def test_what_does_not_exist_is_not_backed_up(bench: Bench) -> None:

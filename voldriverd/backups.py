@@ -21,7 +21,7 @@ from voldriverd.engine.context import Engine
 from voldriverd.errors import Error, InUse, NotFound, Unusable
 from voldriverd.locks import Locks
 from voldriverd.logs import Facts
-from voldriverd.model import BackupState
+from voldriverd.model import BackupState, SnapshotState
 from voldriverd.runner import Runner, as_cause
 from voldriverd.threads import Threads
 
@@ -199,7 +199,8 @@ class Backups:
         async with self._locks.hold(("automatic", volume_id), "backup", what=what, wait_s=WAIT_S):  # one name for each
             snapshot = await self._freeze(volume_id, await self._runner.in_thread(self._automatic, volume_id))
         wish = backups.Wish(name, description)
-        return await asyncio.shield(self._runner.spawn(self._begin(snapshot, target, wish)))
+        begin = self._begin if snapshot.state is SnapshotState.CREATED else self._begin_early
+        return await asyncio.shield(self._runner.spawn(begin(snapshot, target, wish)))
 
     async def cancel(self, backup_id: model.BackupId) -> model.Backup:
         """End a backup that is being made; what still takes longer than CANCEL_S goes on to its end.
@@ -285,6 +286,18 @@ class Backups:
             self._start(backup)
         return backup
 
+    async def _begin_early(self, snapshot: model.Snapshot, target: model.Target, wish: backups.Wish) -> model.Backup:
+        """Begin a backup although its snapshot is created by a long copy, which has the volume's lock."""
+        try:
+            backup = await self._runner.run("backup", backups.begin_early, self._engine, snapshot, target, wish)
+        except NotFound:
+            reason = self._runner.fault(f"1s{snapshot.id}")
+            if reason is None:
+                raise
+            raise Unusable(reason) from None
+        self._start(backup)
+        return backup
+
     def _start(self, backup: model.Backup, *, is_wanted: bool = True) -> None:
         if backup.id in self._sending or self._stopping.is_set():
             return
@@ -315,6 +328,9 @@ class Backups:
         name = ("backup", backup.volume_id, backup.target_id)
         job.waits_for = "another backup"
         try:
+            fault = await self._await_snapshot(backup, job)
+            if fault is not None:
+                return await self._in_thread("backup", backups.fail, backup, fault)
             async with AsyncExitStack() as stack:
                 turn = self._locks.hold(name, "backup", what="cannot back up", wait_s=_FOREVER_S)
                 await stack.enter_async_context(turn)
@@ -329,6 +345,18 @@ class Backups:
                 raise
             task.uncancel()  # `cancel` woke it from its wait
             return await self._in_thread("backup", backups.give_up, backup)
+
+    async def _await_snapshot(self, backup: model.Backup, job: jobs.Job) -> str | None:
+        """Wait for the end of the verb that still creates the snapshot of a backup; return why that came to nothing."""
+        if backup.volume_id is None or backup.snapshot_id is None:
+            return None
+        snapshot = await self._runner.in_thread(self._store.snapshot, backup.snapshot_id)
+        if snapshot is not None and snapshot.state is SnapshotState.CREATING:
+            turn, job.waits_for = job.waits_for, f"its snapshot {snapshot.shown_name}"
+            async with self._locks.hold(backup.volume_id, "backup", what="cannot back up", wait_s=_FOREVER_S):
+                snapshot = await self._runner.in_thread(self._store.snapshot, backup.snapshot_id)
+            job.waits_for = turn
+        return self._runner.fault(f"1s{backup.snapshot_id}") if snapshot is None else None
 
     def _is_waiting(self, backup_id: model.BackupId) -> bool:
         job = self._jobs.get(f"1b{backup_id}")

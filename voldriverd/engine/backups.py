@@ -1,6 +1,7 @@
 """Backups of snapshots: begun with the volume's lock, sent without it.
 
     begin       the row and the row of its tree are committed, and the snapshot's tree is cloned under the backup's key
+    begin_early the rows only, of a snapshot that is still created
     finish      the stream is sent, the manifest last; then one commit makes the backup `created`, and its tree the
                 base of the next increment instead of the one before
     or give_up  it is wanted no more
@@ -55,10 +56,16 @@ class _Sent:
     """Why it is a whole one although there was a base."""
 
 
-def begin(engine: Engine, snapshot: model.Snapshot, target: model.Target, wish: Wish) -> model.Backup:
-    """Commit that a snapshot is being backed up; one that is or was in this target already is returned instead.
+def begin_early(engine: Engine, snapshot: model.Snapshot, target: model.Target, wish: Wish) -> model.Backup:
+    """Commit that a snapshot which a long verb still creates is to be backed up; `finish` is for when it is there.
 
-    Not one that is known to be damaged.
+    Raises NotFound: it came to nothing meanwhile; then nothing has changed.
+    """
+    return _commit(engine, snapshot, target, wish, f"cannot back up snapshot {snapshot.shown_name}")
+
+
+def begin(engine: Engine, snapshot: model.Snapshot, target: model.Target, wish: Wish) -> model.Backup:
+    """Commit that a snapshot is being backed up; one that is in this target, undamaged, is returned instead.
 
     Raises NotFound (it is gone, or in the trash), InUse (it is not ready), Exists (the one in the target has another
     name or description than is wished), Unusable; then nothing has changed. Of the pool's reserve nothing is asked: a
@@ -77,20 +84,12 @@ def begin(engine: Engine, snapshot: model.Snapshot, target: model.Target, wish: 
         if present.target_id == target.id and (is_made or present.state is BackupState.CREATING):
             _ensure_agrees(present, target, wish, what)
             return present
-    driver = engine.pools.driver(volume.pool_id)
-    backup = _new_row(engine, volume, snapshot, target, wish, has_tree=Capability.COW in driver.capabilities)
-
-    def change(write: Write) -> None:
-        if backup.key is not None:
-            write.add_clone(backup.key, snapshot.tree)
-        write.put_backup(backup)
-
-    engine.store.commit(change)
+    backup = _commit(engine, snapshot, target, wish, what)
     if backup.key is None:
         return backup
     try:
         with failures.told_as(what):
-            driver.clone(snapshot.tree, backup.key, read_only=True)
+            engine.pools.driver(volume.pool_id).clone(snapshot.tree, backup.key, read_only=True)
     except Error:
         engine.store.commit(lambda write: write.delete_backup(backup), is_vital=True)
         trees.discard(engine, volume.pool_id, backup.key)
@@ -186,15 +185,28 @@ def _in_use(what: str, backup: model.Backup) -> InUse:
     return InUse(f"{what}: backup {name} is being made of it; voldriver backup cancel {name} ends that")
 
 
+def _commit(engine: Engine, snapshot: model.Snapshot, target: model.Target, wish: Wish, what: str) -> model.Backup:
+    volume = engine.store.volume(snapshot.volume_id)
+    if volume is None:
+        raise NotFound(f"{what}: it is gone")
+    backup = _new_row(engine, volume, snapshot, target, wish)
+
+    def change(write: Write) -> None:
+        present = write.snapshot(snapshot.id)
+        if present is None or present.state is SnapshotState.REMOVED:
+            raise NotFound(f"{what}: it is gone")
+        if backup.key is not None:
+            write.add_clone(backup.key, snapshot.tree)
+        write.put_backup(backup)
+
+    engine.store.commit(change)
+    return backup
+
+
 def _new_row(
-    engine: Engine,
-    volume: model.Volume,
-    snapshot: model.Snapshot,
-    target: model.Target,
-    wish: Wish,
-    *,
-    has_tree: bool,
+    engine: Engine, volume: model.Volume, snapshot: model.Snapshot, target: model.Target, wish: Wish
 ) -> model.Backup:
+    has_tree = Capability.COW in engine.pools.driver(volume.pool_id).capabilities
     backup_id = model.BackupId(engine.store.reserve_id("backups"))
     return model.Backup(
         id=backup_id,

@@ -143,6 +143,11 @@ class Write:
         self.backups[backup.id] = backup
         self.records.append(backup)
 
+    def snapshot(self, snapshot_id: model.SnapshotId) -> model.Snapshot | None:
+        """Return a snapshot as it stands inside this transaction: what was foreseen of it may not be there yet."""
+        found = self._connection.execute("SELECT * FROM snapshots WHERE id = ?", (snapshot_id,))
+        return next(map(rows.snapshot, found), None)
+
     def backup(self, backup_id: model.BackupId) -> model.Backup | None:
         """Return a backup as it stands inside this transaction."""
         found = self._connection.execute("SELECT * FROM backups WHERE id = ?", (backup_id,))

@@ -30,6 +30,8 @@ BUCKET: Final = "backups"
 START_S: Final = 90.0
 """On a machine that other tests load."""
 _TICK_S: Final = 0.05
+_SOCKETS: Final = Path("/tmp")
+"""Where it puts one for each port, whatever TMPDIR says."""
 SERVICES: Final = (
     "master.port",
     "master.port.grpc",
@@ -39,6 +41,8 @@ SERVICES: Final = (
     "filer.port.grpc",
     "s3.port",
     "s3.port.grpc",
+    "admin.port",
+    "admin.port.grpc",
 )
 
 
@@ -131,6 +135,9 @@ class Server:
         if self._process is not None:
             self._process.kill()
             self._process.wait()
+            for port in self._ports.values():
+                for left in _SOCKETS.glob(f"seaweedfs-*-{port}.sock"):
+                    left.unlink(missing_ok=True)
         self._process = None
 
     def stop(self) -> None:

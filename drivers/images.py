@@ -78,7 +78,7 @@ class Images:
         path = self.directory / name
         place = Path(tempfile.mkdtemp(dir=self._mounts, prefix=f".{name}-{self._mark}-"))
         try:
-            with self.blaming_space(), image.mounted(path, place, read_only=_is_read_only(path)):
+            with self.blaming_space(), image.mounted(path, place, read_only=is_read_only(path)):
                 yield place
         except BaseException:
             with suppress(OSError):  # it could not be unmounted, which is what is told; `open` sweeps it
@@ -180,7 +180,8 @@ def make(fd: int, part: Path, options: TreeOptions) -> None:
         image.make_thick(fd, options.size_bytes)
 
 
-def _is_read_only(path: Path) -> bool:
+def is_read_only(path: Path) -> bool:
+    """Tell whether an image is that of a read-only tree."""
     return not path.stat().st_mode & 0o200
 
 

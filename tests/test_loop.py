@@ -29,6 +29,7 @@ SIZE: Final = 320 * MIB
 TREE: Final = Key("v1.1")
 SNAPSHOT: Final = Key("s1")
 COPY: Final = Key("v2.1")
+BASE: Final = Key("b1")
 
 _numbers: Final = itertools.count()
 fs_types = pytest.mark.parametrize("fs_type", ["ext4", "xfs"])
@@ -655,6 +656,42 @@ def test_a_copy_that_does_not_fit_is_refused_with_the_figures(scratch: Scratch, 
     with pytest.raises(Unusable, match=r"cannot clone tree v1\.1 to v2\.1: it needs 1\d\d(\.\d)? MiB, the pool has"):
         pool.driver.clone(TREE, COPY, read_only=False)
     assert os.listdir(pool.images) == [TREE]
+
+
+def test_a_read_only_clone_of_a_snapshot_is_its_image_by_another_name(pool: Pool) -> None:
+    path = pool.create()
+    pool.write(b"then")
+    pool.driver.clone(TREE, SNAPSHOT, read_only=True)
+    pool.driver.clone(SNAPSHOT, BASE, read_only=True)
+    first, second = pool.images / SNAPSHOT, pool.images / BASE
+    assert first.samefile(second)
+    assert not first.samefile(path)
+    pool.write(b"now")
+    pool.driver.attach(SNAPSHOT, read_only=True)
+    with pytest.raises(InUse):
+        pool.driver.remove(BASE)
+    pool.driver.detach(SNAPSHOT)
+    pool.driver.remove(SNAPSHOT)
+    pool.driver.clone(BASE, COPY, read_only=False)
+    assert not second.samefile(pool.images / COPY)
+    pool.write(b"other", COPY)
+    assert [pool.read(key) for key in (TREE, BASE, COPY)] == [b"now", b"then", b"other"]
+
+
+def test_without_reflinks_a_snapshot_of_a_snapshot_is_a_copy(plain: Pool) -> None:
+    plain.create()
+    plain.driver.clone(TREE, SNAPSHOT, read_only=True)
+    plain.driver.clone(SNAPSHOT, BASE, read_only=True)
+    assert not (plain.images / SNAPSHOT).samefile(plain.images / BASE)
+
+
+def test_a_name_that_cannot_be_made_durable_is_taken_back(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
+    pool.create()
+    pool.driver.clone(TREE, SNAPSHOT, read_only=True)
+    monkeypatch.setattr(fs, "sync_directory", _fail_with(errno.EIO))
+    with pytest.raises(OSError, match="Input/output error"):
+        pool.driver.clone(SNAPSHOT, BASE, read_only=True)
+    assert set(os.listdir(pool.images)) == {TREE, SNAPSHOT}
 
 
 @pytest.mark.parametrize("function", ["reflink", "rename_durably"])

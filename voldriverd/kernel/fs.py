@@ -132,6 +132,16 @@ def rename_durably(source: Path, target: Path) -> None:
         sync_directory(source.parent)
 
 
+def link_durably(source: Path, target: Path) -> None:
+    """Give a file another name, which is gone again if it could not be made durable. Raises OSError (EEXIST)."""
+    target.hardlink_to(source)
+    try:
+        sync_directory(target.parent)
+    except OSError:
+        target.unlink()
+        raise
+
+
 def make_directory(path: Path, *, mode: int) -> None:
     """Make a directory durable; one that exists already is left with its mode. Raises OSError."""
     try:

@@ -1,7 +1,8 @@
 """Backups beside restic (Debian's): the same files, both to a directory, both encrypted, in turn.
 
-20,000 files of 32 KiB, half of their bytes random; then 50 of them are appended to. A restore is one of the whole
-backup, to a new volume here and to a new directory there. The page cache is cold for both, as it is at night.
+20,000 files of 32 KiB, half of their bytes random; then 50 of them are appended to, ten times. A restore is one of the
+whole backup, to a new volume here and to a new directory there. The page cache is cold for both, as it is at night;
+every second increment is made with a warm one.
 """
 
 import os
@@ -12,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from statistics import median, quantiles
 from typing import Any
@@ -22,9 +24,11 @@ from bench.daemon import Daemon, running, scratch
 FILES = 20_000
 FILE_BYTES = 32 << 10
 APPENDED = 50
+INCREMENTS = 10
 DRIVERS = ("btrfs", "loop", "directory")
 IMAGE_BYTES = 10 << 30
 CHANGED_BYTES = 100 << 20
+_INCREMENTS = ("increment", "warm increment")
 _PAUSE_S = 0.005
 _PASSPHRASE = "the same for both"  # noqa: S105 - of scratch repositories
 
@@ -35,10 +39,11 @@ class Times:
 
     seconds: dict[str, list[float]] = field(default_factory=dict)
 
-    def note(self, what: str, work: Callable[[], Any]) -> Any:
-        """Time some work, from a cold page cache."""
+    def note(self, what: str, work: Callable[[], Any], *, is_warm: bool = False) -> Any:
+        """Time some work, from a cold page cache unless it is to be warm."""
         os.sync()
-        Path("/proc/sys/vm/drop_caches").write_text("3")
+        if not is_warm:
+            Path("/proc/sys/vm/drop_caches").write_text("3")
         begun = time.perf_counter()
         result = work()
         self.seconds.setdefault(what, []).append(time.perf_counter() - begun)
@@ -64,7 +69,8 @@ def run(rounds: int) -> list[tuple[str, str, str]]:
     rows = []
     for driver in DRIVERS:
         rows.append(_ratio(times, f"{driver}: full", "restic: full", "1"))
-        rows.append(_ratio(times, f"{driver}: increment", "restic: increment", "1" if driver == "directory" else "20"))
+        target = "1" if driver == "directory" else "20"
+        rows += [_ratio(times, f"{driver}: {kind}", f"restic: {kind}", target) for kind in _INCREMENTS]
         rows.append(_ratio(times, f"{driver}: restore", "restic: restore", "1"))
     rows.append(("10 GiB image, 100 MiB changed: bytes read", f"{read_bytes / (1 << 20):.0f} MiB", "150 MiB"))
     rows.append(("highest memory of the daemon", f"{int(peak) / 1024:.0f} MiB", "300 MB"))
@@ -78,10 +84,12 @@ def _restic(base: Path, times: Times, number: int) -> None:
     _fill(place)
     restic("init", repository)
     times.note("restic: full", lambda: restic("backup", repository, place))
-    _append(place)
-    times.note("restic: increment", lambda: restic("backup", repository, place))
     back = base / "root" / "embedded" / "back"
-    times.note("restic: restore", lambda: restic("restore", repository, "latest", "--target", back))
+    for count in range(INCREMENTS):
+        _append(place)
+        _increment(times, "restic", count, lambda: restic("backup", repository, place))
+        if count == 0:
+            times.note("restic: restore", lambda: restic("restore", repository, "latest", "--target", back))
     for each in (place, repository, back):
         shutil.rmtree(each)
 
@@ -99,15 +107,25 @@ def _ours(daemon: Daemon, api: Client, times: Times, name: str, driver: str) -> 
     with mounted(api, volume) as place:
         _fill(place)
     times.note(f"{driver}: full", lambda: backup(api, volume, target))
-    with mounted(api, volume) as place:
-        _append(place)
-    made = times.note(f"{driver}: increment", lambda: backup(api, volume, target))
-    fields = {"name": f"{name}-back", "driverOpts": {"from": f"backup:{made['id']}"}}
-    back = times.note(f"{driver}: restore", lambda: settled(api, api.post("/v1/volumes", fields)))
+    for count in range(INCREMENTS):
+        with mounted(api, volume) as place:
+            _append(place)
+        made = _increment(times, driver, count, lambda: backup(api, volume, target))
+        if count == 0:
+            back = times.note(f"{driver}: restore", partial(_restored, api, f"{name}-back", made))
     for each in (back, volume):
         api.post(f"/v1/volumes/{each['id']}", method="DELETE")
         api.post(f"/v1/volumes/{each['id']}?action=purge", {})
     shutil.rmtree(daemon.root.parent / f"target-{name}")
+
+
+def _restored(api: Client, name: str, made: Any) -> Any:
+    return settled(api, api.post("/v1/volumes", {"name": name, "driverOpts": {"from": f"backup:{made['id']}"}}))
+
+
+def _increment(times: Times, whose: str, count: int, work: Callable[[], Any]) -> Any:
+    is_warm = count % 2 == 1
+    return times.note(f"{whose}: {_INCREMENTS[is_warm]}", work, is_warm=is_warm)
 
 
 def _changed_image(daemon: Daemon, api: Client) -> int:

@@ -212,6 +212,34 @@ def test_a_clone_that_takes_long_exists_at_once(bench: Bench, monkeypatch: pytes
     served(bench, scenario)
 
 
+def test_a_purge_is_answered_although_its_trees_are_still_removed(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service, "PURGE_ANSWER_S", ANSWER_S)
+    opened, remove = threading.Event(), bench.driver.remove
+
+    def remove_late(key: Key) -> None:
+        assert opened.wait(PATIENCE_S)
+        remove(key)
+
+    monkeypatch.setattr(bench.driver, "remove", remove_late)
+
+    async def scenario(client: Client) -> None:
+        for name in ("db", "web"):
+            await client.make(name)
+            await client.ask("POST", f"/v1/volumes/{'1v1' if name == 'db' else '1v2'}?action=remove")
+        async with asyncio.timeout(PATIENCE_S):
+            for volume_id in ("1v1", "1v2"):  # the second finds that another thread removes trees
+                status, purged = await client.ask("POST", f"/v1/volumes/{volume_id}?action=purge")
+                assert (status, purged["state"]) == (200, "purged")
+            assert len(bench.driver.trees()) == 2
+            opened.set()
+            await client.service.runner.in_thread(upkeep.collect, bench.engine)
+        assert bench.driver.trees() == bench.tree_rows() == set()
+
+    served(bench, scenario)
+
+
 def test_a_revert_that_fails_after_the_answer_is_an_error_until_the_next_verb(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -90,13 +90,13 @@ def bases_in_order(engine: Engine, pool: pools.Pool) -> list[model.Backup]:
     return sorted(bases, key=lambda backup: backup.id)  # the clock may have gone back meanwhile
 
 
-def collect_now(engine: Engine, pool: pools.Pool) -> bool:
+def collect_now(engine: Engine, pool: pools.Pool, *, wait_s: float | None = None) -> bool:
     """Remove what waits and make the removal durable, so that its space shows; failures are logged and tried again.
 
-    False: another thread is at it for so long that it was not waited for.
+    False: another thread is at it for so long (`wait_s` as for `trees.collect`) that it was not waited for.
     """
     try:
-        return trees.collect(engine, pool.row.id) is not None
+        return trees.collect(engine, pool.row.id, wait_s=wait_s) is not None
     except (Error, OSError) as err:
         _log.warning("verb=collect pool=%s result=%s", pool.row.name, err)
         return True

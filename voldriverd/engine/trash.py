@@ -54,9 +54,17 @@ def restore(engine: Engine, volume: model.Volume, *, name: str | None = None) ->
 
 
 def purge(engine: Engine, volume: model.Volume) -> model.Volume:
-    """Destroy a volume in the trash with its snapshots. Raises NotFound (not there) and InUse.
+    """Destroy a volume in the trash, as `destroy` does, and wait until its trees are removed, however many they are."""
+    gone = destroy(engine, volume)
+    space.collect_now(engine, engine.pools.get(volume.pool_id))
+    return gone
 
-    InUse: a tree is mounted, or a backup is being made. Its backups stay; their next one would be a whole one.
+
+def destroy(engine: Engine, volume: model.Volume) -> model.Volume:
+    """Destroy a volume in the trash with its snapshots; the worker removes the trees. Raises NotFound and InUse.
+
+    NotFound: it is not in the trash. InUse: a tree is mounted, or a backup is being made. Its backups stay; their next
+    one would be a whole one.
 
     A volume of a pool that is unavailable is not destroyed: its trees could not be removed.
     """
@@ -64,9 +72,7 @@ def purge(engine: Engine, volume: model.Volume) -> model.Volume:
     if volume.state is not VolumeState.REMOVED:
         raise NotFound(f"{what}: it is not in the trash")
     use.ensure_unused(engine, volume, what)
-    gone = _destroy(engine, volume)
-    space.collect_now(engine, engine.pools.get(volume.pool_id))
-    return gone
+    return _destroy(engine, volume)
 
 
 def _destroy(engine: Engine, volume: model.Volume) -> model.Volume:

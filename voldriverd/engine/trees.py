@@ -72,14 +72,14 @@ def discard(engine: "Engine", pool_id: model.PoolId, *keys: Key) -> None:
     engine.garbage.add(pool_id, keys)
 
 
-def collect(engine: "Engine", pool_id: model.PoolId) -> int | None:
+def collect(engine: "Engine", pool_id: model.PoolId, *, wait_s: float | None = None) -> int | None:
     """Remove the waiting trees of a pool, then drop their rows after one sync; return how many rows went.
 
     A tree that is still mounted somewhere, or whose removal fails, waits for the next time; so do all of them if
-    another thread removes trees of the pool for more than COLLECT_WAIT_S: None.
+    another thread removes trees of the pool for more than `wait_s` (None: COLLECT_WAIT_S): None.
     """
     collecting = engine.garbage.collecting(pool_id)
-    if not collecting.acquire(timeout=COLLECT_WAIT_S):
+    if not collecting.acquire(timeout=COLLECT_WAIT_S if wait_s is None else wait_s):
         return None
     try:
         return _collect(engine, pool_id)

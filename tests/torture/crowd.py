@@ -155,16 +155,16 @@ class Crowd:
                 answer = self._daemon.api("POST", f"/v1/volumes/{row['id']}/?action=purge", {})
                 assert answer.status == 200, answer.body
 
-        while rows := [row for row in self._backups() if row["state"] != "removing"]:
+        while rows := [row for row in self._all_backups() if row["state"] != "removing"]:
             for backup in rows:
                 answer = self._daemon.api("DELETE", f"/v1/backups/{backup['id']}")
                 assert answer.status == 200, answer.body
         until(lambda: not self._daemon.api("GET", "/v1/backups").body["data"], "the backups to go")
 
     def _going_backups(self) -> list[Any]:
-        return [row for row in self._backups() if row["transitioning"] == "yes"]
+        return [row for row in self._all_backups() if row["transitioning"] == "yes"]
 
-    def _backups(self) -> Any:
+    def _all_backups(self) -> Any:
         return self._daemon.api("GET", "/v1/backups?limit=3000").body["data"]
 
 

@@ -69,7 +69,7 @@ def run(rounds: int) -> list[tuple[str, str, str]]:
     rows = []
     for driver in DRIVERS:
         rows.append(_ratio(times, f"{driver}: full", "restic: full", "1"))
-        target = "1" if driver == "directory" else "20"
+        target = None if driver == "directory" else "20"  # an archive reads everything
         rows += [_ratio(times, f"{driver}: {kind}", f"restic: {kind}", target) for kind in _INCREMENTS]
         rows.append(_ratio(times, f"{driver}: restore", "restic: restore", "1"))
     rows.append(("10 GiB image, 100 MiB changed: bytes read", f"{read_bytes / (1 << 20):.0f} MiB", "150 MiB"))
@@ -228,6 +228,6 @@ def _read_bytes(pid: int) -> int:
     return int(text.partition("rchar:")[2].split()[0])
 
 
-def _ratio(times: Times, ours: str, theirs: str, target: str) -> tuple[str, str, str]:
+def _ratio(times: Times, ours: str, theirs: str, target: str | None) -> tuple[str, str, str]:
     one, other = times.median(ours), times.median(theirs)
-    return (f"{theirs} / {ours}", f"{other / one:.1f}  ({other:.2f} s / {one:.3f} s)", f">= {target}")
+    return (f"{theirs} / {ours}", f"{other / one:.1f}  ({other:.2f} s / {one:.3f} s)", f">= {target}" if target else "")

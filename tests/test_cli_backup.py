@@ -123,10 +123,10 @@ def test_a_target_that_went_away_is_said_and_nothing_counts_as_a_backup(voldrive
 
 
 def test_ls_shows_a_table_or_ids(voldriver: Voldriver) -> None:
-    backup = backed_up(voldriver)
+    backup = backed_up(voldriver, "db", "--name", "nightly")
     head, line = voldriver.out("backup", "ls").splitlines()
-    assert head.split()[:5] == ["ID", "VOLUME", "SNAPSHOT", "TARGET", "STATE"]
-    assert line.split()[:2] == [backup, "db"]
+    assert head.split()[:6] == ["ID", "VOLUME", "SNAPSHOT", "NAME", "TARGET", "STATE"]
+    assert [line.split()[at] for at in (0, 1, 3)] == [backup, "db", "nightly"]
     assert voldriver.out("backup", "ls", "-q") == f"{backup}\n"
 
 

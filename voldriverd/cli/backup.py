@@ -57,7 +57,7 @@ def list_(session: Session, *, volume: str | None, target: str | None, quiet: bo
             click.echo(backup["id"])
     else:
         targets = {each["id"]: each["name"] for each in session.connection.list("backuptargets")}
-        head = ("ID", "VOLUME", "SNAPSHOT", "TARGET", "STATE", "CONTENT", "STORED", "TAKEN", "VERIFIED", "HOST")
+        head = ("ID", "VOLUME", "SNAPSHOT", "NAME", "TARGET", "STATE", "CONTENT", "STORED", "TAKEN", "VERIFIED", "HOST")
         show.table(head, [_row(backup, targets) for backup in backups], right=frozenset({"CONTENT", "STORED"}))
 
 
@@ -279,6 +279,7 @@ def _row(backup: Resource, targets: dict[str, str]) -> list[str | None]:
         backup["id"],
         backup["volumeName"],
         backup["snapshotName"],
+        backup["name"],
         targets.get(backup["backupTargetId"], backup["backupTargetId"]),
         backup["state"],
         show.size(backup["contentBytes"]),

@@ -57,7 +57,8 @@ class Plan:
         """Return the plan for people."""
         live = sum(volume.is_live for volume in self.volumes)
         count = f"{live} volumes, {len(self.volumes) - live} in the trash, {len(self.snapshots)} snapshots"
-        return [f"{count} in {len(self.pools)} pools", *self.notes]
+        where = f"{len(self.pools)} pool{'s' * (len(self.pools) != 1)}"
+        return [f"{count} in {where}", *self.notes]
 
 
 def look(pool: pools.Pool, driver: Driver) -> Found:

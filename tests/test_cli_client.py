@@ -378,6 +378,38 @@ def test_a_resize_that_is_not_waited_for_is_not_said_to_be_done(going: str, said
     assert (result.exit_code, result.stderr) == (0, said)
 
 
+@pytest.mark.parametrize(
+    ("options", "place"),
+    [
+        ([], {"url": "nfs://[fd00::1]/exports/backups"}),
+        (
+            ["--mount-options", "nfsvers=4.2,soft"],
+            {"nfsConfig": {"server": "[fd00::1]", "share": "/exports/backups", "mountOptions": "nfsvers=4.2,soft"}},
+        ),
+    ],
+)
+def test_a_share_is_mounted_as_is_asked_for(
+    monkeypatch: pytest.MonkeyPatch, options: list[str], place: dict[str, object]
+) -> None:
+    sent: list[object] = []
+
+    def post(_: Connection, path: str, fields: object) -> dict[str, str]:
+        sent.append((path, fields))
+        return {"name": "far"}
+
+    monkeypatch.setattr(Connection, "post", post)
+    words = ["--url", "http://127.0.0.1:1", "target", "create", "far", "nfs://[fd00::1]/exports/backups", *options]
+    assert CliRunner().invoke(client.main, words).exit_code == 0
+    assert sent == [("backuptargets", {"name": "far", **place})]
+
+
+def test_mount_options_are_for_a_share_alone() -> None:
+    words = ["--url", "http://127.0.0.1:1", "target", "create", "near", "file:///x", "--mount-options", "soft"]
+    result = CliRunner().invoke(client.main, words)
+    said = "voldriver: cannot use --mount-options: they are for nfs targets, and this one is file:///x\n"
+    assert (result.exit_code, result.stderr) == (1, said)
+
+
 def test_what_was_backed_up_last_comes_last_whatever_its_id() -> None:
     listed = [{"id": f"1b{number}", "takenTS": taken} for number, taken in ((1, 3_000), (2, 1_000), (3, 2_000))]
     with pretending([(200, body({"data": listed, "pagination": {"next": None}}))], []) as url:

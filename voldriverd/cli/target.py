@@ -5,6 +5,7 @@ from typing import Any
 
 import click
 
+from voldriverd import names
 from voldriverd.cli import parameters, show
 from voldriverd.cli.connection import Resource, resource_path
 from voldriverd.cli.parameters import TargetName
@@ -45,6 +46,7 @@ def list_(session: Session, *, quiet: bool) -> None:
 @click.option("--region", metavar="REGION", help="s3: of the bucket.")
 @click.option("--access-key-file", metavar="FILE", type=_File, help="s3: a file with the public key.")
 @click.option("--secret-key-file", metavar="FILE", type=_File, help="s3: a file with the secret key.")
+@click.option("--mount-options", metavar="OPTIONS", help="nfs: as mount(8) takes them after -o.")
 @click.option("--passphrase-file", metavar="FILE", type=_File, help="Encrypt what is backed up; keep the file safe.")
 @parameters.description
 @click.pass_obj
@@ -57,6 +59,7 @@ def create(  # noqa: PLR0913 - click gives each option as an argument
     region: str | None,
     access_key_file: Path | None,
     secret_key_file: Path | None,
+    mount_options: str | None,
     passphrase_file: Path | None,
     description: str | None,
 ) -> None:
@@ -67,7 +70,7 @@ def create(  # noqa: PLR0913 - click gives each option as an argument
     given = {
         "name": name,
         "description": description,
-        "url": url,
+        **_place(url, mount_options),
         "endpoint": endpoint,
         "region": region,
         "accessKey": _content(access_key_file),
@@ -106,3 +109,12 @@ def _content(path: Path | None) -> str | None:
 def _row(target: Resource) -> list[str | None]:
     mark = "*" if target["isDefault"] else ""
     return [f"{target['name']}{mark}", target["id"], target["health"], target["url"], target["description"]]
+
+
+def _place(url: str, mount_options: str | None) -> dict[str, object]:
+    if mount_options is None:
+        return {"url": url}
+    share = names.nfs_share(url)
+    if share is None:
+        raise Invalid(f"cannot use --mount-options: they are for nfs targets, and this one is {url}")
+    return {"nfsConfig": {"server": share[0], "share": share[1], "mountOptions": mount_options}}

@@ -7,7 +7,7 @@ import shutil
 import stat
 import subprocess
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from io import RawIOBase
 from pathlib import Path
 from typing import Final
@@ -667,15 +667,61 @@ def test_a_read_only_clone_of_a_snapshot_is_its_image_by_another_name(pool: Pool
     assert first.samefile(second)
     assert not first.samefile(path)
     pool.write(b"now")
-    pool.driver.attach(SNAPSHOT, read_only=True)
-    with pytest.raises(InUse):
-        pool.driver.remove(BASE)
-    pool.driver.detach(SNAPSHOT)
     pool.driver.remove(SNAPSHOT)
     pool.driver.clone(BASE, COPY, read_only=False)
     assert not second.samefile(pool.images / COPY)
     pool.write(b"other", COPY)
     assert [pool.read(key) for key in (TREE, BASE, COPY)] == [b"now", b"then", b"other"]
+
+
+def test_a_snapshot_that_is_mounted_has_an_image_of_its_own(pool: Pool) -> None:
+    pool.create(thick=True)
+    pool.write(b"then")
+    pool.driver.clone(TREE, SNAPSHOT, read_only=True)
+    pool.driver.clone(SNAPSHOT, BASE, read_only=True)
+    first, second = pool.images / SNAPSHOT, pool.images / BASE
+    place = pool.driver.attach(SNAPSHOT, read_only=True)
+    assert not first.samefile(second)
+    assert (stat.S_IMODE(first.stat().st_mode), image.is_thick(first)) == (0o400, True)
+    pool.driver.remove(BASE)  # what is mounted does not keep it
+    pool.driver.clone(SNAPSHOT, BASE, read_only=True)
+    assert not first.samefile(second)
+    assert (place / "file").read_bytes() == b"then"
+
+
+def test_an_image_with_as_many_names_as_can_be_is_copied(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
+    pool.create()
+    pool.driver.clone(TREE, SNAPSHOT, read_only=True)
+    monkeypatch.setattr(fs, "link_durably", _fail_with(errno.EMLINK))
+    pool.driver.clone(SNAPSHOT, BASE, read_only=True)
+    assert not (pool.images / SNAPSHOT).samefile(pool.images / BASE)
+
+
+def test_a_snapshot_that_is_just_being_mounted_is_copied(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
+    pool.create()
+    pool.driver.clone(TREE, SNAPSHOT, read_only=True)
+    mounted = image.mounted
+
+    def clone_before(path: Path, place: Path, *, read_only: bool) -> AbstractContextManager[None]:
+        pool.driver.clone(SNAPSHOT, BASE, read_only=True)
+        return mounted(path, place, read_only=read_only)
+
+    monkeypatch.setattr(image, "mounted", clone_before)
+    pool.driver.attach(SNAPSHOT, read_only=True)
+    assert not (pool.images / SNAPSHOT).samefile(pool.images / BASE)
+
+
+def test_a_snapshot_is_not_mounted_that_cannot_have_an_image_of_its_own(
+    pool: Pool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pool.create()
+    pool.driver.clone(TREE, SNAPSHOT, read_only=True)
+    pool.driver.clone(SNAPSHOT, BASE, read_only=True)
+    monkeypatch.setattr(fs, "reflink", _fail_with(errno.ENOSPC))
+    with pytest.raises(OSError, match="No space left"):
+        pool.driver.attach(SNAPSHOT, read_only=True)
+    assert (pool.images / SNAPSHOT).samefile(pool.images / BASE)
+    assert set(os.listdir(pool.images)) == {TREE, SNAPSHOT, BASE}
 
 
 def test_without_reflinks_a_snapshot_of_a_snapshot_is_a_copy(plain: Pool) -> None:

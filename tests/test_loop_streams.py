@@ -43,6 +43,7 @@ MIB: Final = 1 << 20
 GIB: Final = 1 << 30
 BLOCK: Final = 4096
 TREE: Final = Key("v1.1")
+SNAPSHOT: Final = Key("s1")
 COPY: Final = Key("v2.1")
 BASE: Final = Key("b1")
 NEXT: Final = Key("b2")
@@ -1042,6 +1043,27 @@ def test_an_archive_leaves_the_bytes_of_a_base_alone(make_pool: MakePool, host: 
         assert b"".join(part or b"" for part in one) == b"".join(part or b"" for part in other)
     assert hashlib.sha256((pool.images / BASE).read_bytes()).digest() == before
     assert set(os.listdir(pool.images)) == {TREE, BASE}
+
+
+@reflinking
+@fs_types
+def test_a_base_stays_what_was_sent_although_its_snapshot_is_mounted(
+    make_pool: MakePool, host: str, fs_type: str
+) -> None:
+    pool = make_pool(host)
+    pool.create(fs_type, size_bytes=SIZES[fs_type])
+    _work(pool, 0)
+    pool.driver.clone(TREE, SNAPSHOT, read_only=True)  # with a journal to replay
+    pool.driver.clone(SNAPSHOT, BASE, read_only=True)
+    with pool.driver.send(BASE) as stream:
+        whole = replace(stream, parts=iter(list(stream.parts)))
+    pool.driver.attach(SNAPSHOT, read_only=True)
+    pool.driver.detach(SNAPSHOT)
+    pool.driver.detach(TREE)  # it writes what the replay has written
+    pool.driver.clone(TREE, NEXT, read_only=True)
+    with pool.driver.send(NEXT, BASE, is_thorough=True) as increment:
+        _receive(pool, iter([whole, increment]))
+    assert _is_same(pool, NEXT, COPY)
 
 
 def test_a_thick_tree_is_made_from_an_archive(pool: Pool) -> None:

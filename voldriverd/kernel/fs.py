@@ -133,7 +133,15 @@ def rename_durably(source: Path, target: Path) -> None:
 
 
 def link_durably(source: Path, target: Path) -> None:
-    """Give a file another name, which is gone again if it could not be made durable. Raises OSError (EEXIST)."""
+    """Give a file, as it is, another name, which is gone again if it could not be made durable.
+
+    Raises OSError (EEXIST; EMLINK: it has too many).
+    """
+    fd = os.open(source, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
     target.hardlink_to(source)
     try:
         sync_directory(target.parent)

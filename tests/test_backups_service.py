@@ -274,6 +274,67 @@ def test_a_backup_that_waits_for_its_snapshot_is_cancelled(bench: Bench, monkeyp
     assert snapshot.state is model.SnapshotState.CREATED
 
 
+def test_a_backup_that_waits_for_its_turn_has_what_its_snapshot_held(
+    bench: Bench, gate: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def work(service: Service) -> model.Backup:
+        await service.backups.create(snapshot_of(bench).id)
+        await until(lambda: gate.reached)
+        copies = Copies(bench, monkeypatch)
+        monkeypatch.setattr(bench.driver, "capabilities", Capability.COW)
+        begun = await service.backups.create_of_volume(bench.volume("db").id)
+        copies.opened.set()
+        assert begun.key is not None
+        await until(lambda: begun.key in bench.driver.trees())
+        assert begun.snapshot_id is not None
+        await service.remove_snapshot(begun.snapshot_id)
+        gate.opened.set()
+        return (await ended(service, begun))[0]
+
+    made = serve(bench, work)
+    assert (made.state, made.message) == (BackupState.CREATED, None)
+    assert backing.read(bench.engine, made) == b"db"
+
+
+def test_a_backup_that_is_cancelled_while_its_tree_is_cloned_leaves_none(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    snapshot = snapshots.begin_create(bench.engine, bench.volume("db"), snapshots.Wish("one"))
+    begun = backups.begin_early(bench.engine, snapshot, target_of(bench), backups.Wish())
+    snapshots.finish_create(bench.engine, bench.volume("db"), snapshot)
+    copies = Copies(bench, monkeypatch)
+
+    async def work(service: Service) -> None:
+        await service.backups.resume()
+        await until(lambda: (job := service.jobs.get("1b1")) and job.waits_for is None)
+        cancelling = asyncio.create_task(service.backups.cancel(begun.id))
+        await until(lambda: (job := service.jobs.get("1b1")) and job.is_given_up)
+        copies.opened.set()
+        assert (await cancelling).state is BackupState.REMOVED
+
+    serve(bench, work)
+    bench.upkeep()
+    assert bench.driver.trees() == bench.tree_rows()
+    assert begun.key not in bench.driver.trees()
+
+
+def test_a_backup_whose_snapshot_outlasts_the_daemon_is_taken_up_again(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    copies = Copies(bench, monkeypatch)
+
+    async def stopped() -> None:
+        service = Service(bench.engine)
+        await service.backups.create_of_volume(bench.volume("db").id)
+        await until(lambda: (job := service.jobs.get("1b1")) and "snapshot" in job.message())
+        assert not await service.stop(within_s=0.05)
+
+    asyncio.run(stopped())  # and so it ends what still waits
+    copies.opened.set()
+    assert [backup.state for backup in bench.store.creating_backups()] == [BackupState.CREATING]
+    assert "internal error" not in caplog.text
+
+
 @pytest.mark.parametrize("capability", [Capability.NONE, Capability.COW])
 def test_a_backup_of_a_snapshot_that_a_crash_cut_off_ends_at_the_next_start(
     bench: Bench, monkeypatch: pytest.MonkeyPatch, capability: Capability

@@ -92,6 +92,7 @@ LONG: Final = {
     "voldriverd/backups.py": "one method for each verb, of backups and of targets",
     "voldriverd/config.py": "each key once with its default, its rule and its line in effective()",
     "voldriverd/daemon.py": "puts every part in its place, each once",
+    "voldriverd/engine/backups.py": "a backup from its first row to its last: no state of it is elsewhere",
     "voldriverd/model.py": "every row once, and what each offers",
     "voldriverd/names.py": "everything a user may type, and the refusals that all of it shares",
     "voldriverd/service.py": "one method for each verb",

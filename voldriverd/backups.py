@@ -283,7 +283,7 @@ class Backups:
             present = await self._runner.in_thread(self._store.snapshot, snapshot.id) or snapshot
             backup = await self._runner.run("backup", backups.begin, self._engine, present, target, wish)
         if backup.state is BackupState.CREATING:
-            self._start(backup)
+            self._start(backup, is_held=True)
         return backup
 
     async def _begin_early(self, snapshot: model.Snapshot, target: model.Target, wish: backups.Wish) -> model.Backup:
@@ -298,19 +298,20 @@ class Backups:
         self._start(backup)
         return backup
 
-    def _start(self, backup: model.Backup, *, is_wanted: bool = True) -> None:
+    def _start(self, backup: model.Backup, *, is_wanted: bool = True, is_held: bool = False) -> None:
+        """Have a backup sent; `is_held` if what it sends is there and cannot go."""
         if backup.id in self._sending or self._stopping.is_set():
             return
-        task = self._sending[backup.id] = self._runner.spawn(self._send(backup, is_wanted=is_wanted))
+        task = self._sending[backup.id] = self._runner.spawn(self._send(backup, is_wanted=is_wanted, is_held=is_held))
         task.add_done_callback(lambda _: self._sending.pop(backup.id))
 
-    async def _send(self, backup: model.Backup, *, is_wanted: bool) -> None:
+    async def _send(self, backup: model.Backup, *, is_wanted: bool, is_held: bool) -> None:
         begun_s = time.monotonic()
         with self._jobs.running(backup.shown_name, "backup", uses=frozenset({_shown(backup.target_id)})) as job:
             if not is_wanted:
                 job.cancel()
             try:
-                ended = await self._in_turn(backup, job)
+                ended = await self._in_turn(backup, job, is_held=is_held)
             except Error as err:  # it could not be written down: it is tried again
                 _log.warning("verb=backup backup=%s result=%s", backup.shown_name, err)
                 return
@@ -321,16 +322,16 @@ class Backups:
         if ended.state in {BackupState.REMOVED, BackupState.ERROR} and not self._stopping.is_set():
             self._runner.spawn(self._in_thread("backup", backups.withdraw, ended, self._stopping))
 
-    async def _in_turn(self, backup: model.Backup, job: jobs.Job) -> model.Backup:
+    async def _in_turn(self, backup: model.Backup, job: jobs.Job, *, is_held: bool) -> model.Backup:
         """Send a backup when no other one of its volume is sent to its target, and few others are."""
-        if job.is_given_up:
-            return await self._in_thread("backup", backups.give_up, backup)
         name = ("backup", backup.volume_id, backup.target_id)
         job.waits_for = "another backup"
         try:
-            fault = await self._await_snapshot(backup, job)
+            fault = None if is_held or job.is_given_up else await self._await_snapshot(backup, job)
             if fault is not None:
                 return await self._in_thread("backup", backups.fail, backup, fault)
+            if job.is_given_up:
+                return await self._in_thread("backup", backups.give_up, backup)
             async with AsyncExitStack() as stack:
                 turn = self._locks.hold(name, "backup", what="cannot back up", wait_s=_FOREVER_S)
                 await stack.enter_async_context(turn)
@@ -341,22 +342,31 @@ class Backups:
                 return await self._in_thread("backup", backups.finish, backup, job)
         except asyncio.CancelledError:
             task = asyncio.current_task()
-            if task is None or not job.cancelled.is_set():
+            if task is None or not job.is_given_up:  # such as by the end of the daemon, and is taken up again
                 raise
             task.uncancel()  # `cancel` woke it from its wait
             return await self._in_thread("backup", backups.give_up, backup)
 
     async def _await_snapshot(self, backup: model.Backup, job: jobs.Job) -> str | None:
-        """Wait for the end of the verb that still creates the snapshot of a backup; return why that came to nothing."""
+        """Wait for the verb that still creates the snapshot of a backup, then hold on to what it made.
+
+        Returns why that came to nothing, if it did.
+        """
         if backup.volume_id is None or backup.snapshot_id is None:
             return None
-        snapshot = await self._runner.in_thread(self._store.snapshot, backup.snapshot_id)
-        if snapshot is not None and snapshot.state is SnapshotState.CREATING:
-            turn, job.waits_for = job.waits_for, f"its snapshot {snapshot.shown_name}"
-            async with self._locks.hold(backup.volume_id, "backup", what="cannot back up", wait_s=_FOREVER_S):
+        async with AsyncExitStack() as stack:
+            snapshot = await self._runner.in_thread(self._store.snapshot, backup.snapshot_id)
+            if snapshot is not None and snapshot.state is SnapshotState.CREATING:
+                job.waits_for = f"its snapshot {snapshot.shown_name}"
+                turn = self._locks.hold(backup.volume_id, "backup", what="cannot back up", wait_s=_FOREVER_S)
+                await stack.enter_async_context(turn)
                 snapshot = await self._runner.in_thread(self._store.snapshot, backup.snapshot_id)
-            job.waits_for = turn
-        return self._runner.fault(f"1s{backup.snapshot_id}") if snapshot is None else None
+            if snapshot is None:
+                return self._runner.fault(f"1s{backup.snapshot_id}")
+            job.waits_for = None  # a cancel does not cut off the clone
+            await self._runner.run("backup", backups.hold, self._engine, backup)
+            job.waits_for = "another backup"
+        return None
 
     def _is_waiting(self, backup_id: model.BackupId) -> bool:
         job = self._jobs.get(f"1b{backup_id}")

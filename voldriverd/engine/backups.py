@@ -1,7 +1,7 @@
 """Backups of snapshots: begun with the volume's lock, sent without it.
 
     begin       the row and the row of its tree are committed, and the snapshot's tree is cloned under the backup's key
-    begin_early the rows only, of a snapshot that is still created
+    begin_early the rows only, of a snapshot that is still created; `hold` clones its tree as soon as it is there
     finish      the stream is sent, the manifest last; then one commit makes the backup `created`, and its tree the
                 base of the next increment instead of the one before
     or give_up  it is wanted no more
@@ -95,6 +95,19 @@ def begin(engine: Engine, snapshot: model.Snapshot, target: model.Target, wish: 
         trees.discard(engine, volume.pool_id, backup.key)
         raise
     return backup
+
+
+def hold(engine: Engine, backup: model.Backup) -> None:
+    """Clone the tree of a backup whose beginning did not, so that the snapshot may go; what hinders, `finish` tells."""
+    volume = None if backup.volume_id is None else engine.store.volume(backup.volume_id)
+    if volume is None or backup.key is None:
+        return
+    what = f"cannot make backup {backup.shown_name} of volume {backup.volume_name}"
+    try:
+        with failures.told_as(what):
+            _source(engine, engine.pools.driver(volume.pool_id), backup, what)
+    except Error as err:
+        _log.info("verb=backup backup=%s result=%s", backup.shown_name, err)
 
 
 def finish(engine: Engine, backup: model.Backup, work: Work) -> model.Backup:

@@ -503,16 +503,14 @@ def test_what_fails_after_its_answer_is_told_once(
 ) -> None:
     caplog.set_level(logging.DEBUG)
     volume = bench.create("db")
-    row = backing.freeze(bench.engine, volume, "begun")
     go_on = threading.Event()
 
-    def fail(_engine: object, _volume: object, _wish: object, *, begun: Callable[[object], None]) -> None:
-        begun(row)
+    def fail(_engine: object, _volume: object, _snapshot: object) -> None:
         go_on.wait(20)
         raise Unusable("its disk is gone")
 
     async def work(service: Service, _: metrics.Metrics) -> None:
-        monkeypatch.setattr(snapshots, "create", fail)
+        monkeypatch.setattr(snapshots, "finish_create", fail)
         answered = await service.snapshot(volume.id, snapshots.Wish("s"), answer_s=0.01)
         monkeypatch.undo()
         go_on.set()

@@ -18,11 +18,12 @@ from drivers.directory import Directory
 from tests.engines import Bench, bench_on
 from voldriverd import model, names, runner, service, store, usages
 from voldriverd.api import middleware, rancher
-from voldriverd.api.rancher import resources, snapshots, streams, volumes
+from voldriverd.api.rancher import creations, resources, snapshots, streams, volumes
 from voldriverd.driver import Capability, Change, ChangeKind, Key, Usage
 from voldriverd.engine import inspection, pools, upkeep
 from voldriverd.engine.context import Limits
 from voldriverd.errors import Invalid, Unusable
+from voldriverd.kernel import fs
 from voldriverd.service import Service
 
 pytestmark = pytest.mark.root
@@ -34,7 +35,7 @@ GIB = 1 << 30
 
 @pytest.fixture
 def bench(memory_root: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bench]:
-    for module in (volumes, snapshots):
+    for module in (creations, volumes, snapshots):
         monkeypatch.setattr(module, "API_ANSWER_S", ANSWER_S)
     with bench_on(memory_root) as bench:
         yield bench
@@ -240,6 +241,82 @@ def test_a_purge_is_answered_although_its_trees_are_still_removed(
     served(bench, scenario)
 
 
+def test_an_answer_does_not_wait_for_trash_that_takes_long_to_remove(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a disk that is too full a removal of millions of files frees the space that a volume waits for."""
+    monkeypatch.setattr(creations, "API_WAIT_S", ANSWER_S)
+    monkeypatch.setattr(service, "API_WAIT_S", ANSWER_S)
+    opened, remove = threading.Event(), bench.driver.remove
+
+    def remove_late(key: Key) -> None:
+        assert opened.wait(PATIENCE_S)
+        remove(key)
+
+    async def scenario(client: Client) -> None:
+        for name in ("db", "old"):
+            await client.make(name)
+        await client.ask("POST", "/v1/volumes/1v2?action=remove")
+        monkeypatch.setattr(bench.driver, "remove", remove_late)
+        monkeypatch.setattr(fs, "capacity", lambda _: (100, 99 if opened.is_set() else 0))
+        object.__setattr__(bench.engine, "limits", Limits(reserve=0.05))
+        async with asyncio.timeout(PATIENCE_S):
+            for path, fields in (
+                ("/v1/volumes", {"name": "new", "driver": "memory"}),
+                ("/v1/volumes/1v1?action=snapshot", {}),
+            ):
+                status, refused = await client.ask("POST", path, fields)
+                assert (status, refused["code"]) == (503, "ServiceUnavailable"), refused
+                assert "the space of removed volumes is still being given back; try again" in refused["message"]
+            opened.set()
+            while (await client.ask("POST", "/v1/volumes", {"name": "new", "driver": "memory"}))[0] != 201:  # noqa: ASYNC110 - ours alone
+                await asyncio.sleep(ANSWER_S)
+
+    served(bench, scenario)
+
+
+def test_a_mount_is_refused_in_time_while_another_verb_works_on_the_volume(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(volumes, "API_WAIT_S", ANSWER_S)
+
+    async def scenario(client: Client) -> None:
+        await client.make("db")
+        async with client.service._locks.hold(1, "snapshot", what="", wait_s=1), asyncio.timeout(PATIENCE_S):
+            status, refused = await client.ask("POST", "/v1/volumes/1v1?action=activate")
+        assert (status, refused["message"].partition(":")[0]) == (409, "cannot mount volume db")
+
+    served(bench, scenario)
+
+
+def test_an_unmount_that_flushes_long_is_answered_in_time_and_keeps_nobody_from_reading(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(volumes, "API_WAIT_S", ANSWER_S)
+    monkeypatch.setattr(runner, "QUICK_THREADS", 1)
+    opened, detach = threading.Event(), bench.driver.detach
+
+    def detach_late(key: Key) -> None:
+        assert opened.wait(PATIENCE_S)
+        detach(key)
+
+    async def scenario(client: Client) -> None:
+        for name, volume_id in (("db", "1v1"), ("web", "1v2"), ("app", "1v3")):
+            await client.make(name)
+            await client.ask("POST", f"/v1/volumes/{volume_id}?action=activate")
+        monkeypatch.setattr(bench.driver, "detach", detach_late)
+        async with asyncio.timeout(PATIENCE_S / 2):
+            for volume_id in ("1v1", "1v2"):
+                status, let_go = await client.ask("POST", f"/v1/volumes/{volume_id}?action=deactivate")
+                assert (status, let_go["state"]) == (200, "inactive")
+            assert (await client.ask("GET", "/v1/snapshots"))[0] == 200
+            status, made = await client.ask("POST", "/v1/volumes/1v3?action=snapshot")
+            assert (status, made["state"]) == (200, "created")
+        opened.set()
+
+    served(bench, scenario)
+
+
 def test_a_revert_that_fails_after_the_answer_is_an_error_until_the_next_verb(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -333,7 +410,7 @@ def test_a_busy_volume_is_409_and_names_the_verb(bench: Bench, monkeypatch: pyte
 def test_a_verb_survives_the_client_that_asked_for_it(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     async def scenario(client: Client) -> None:
         await client.make("db")
-        for module in (volumes, snapshots):
+        for module in (creations, volumes, snapshots):
             monkeypatch.setattr(module, "API_ANSWER_S", PATIENCE_S)
         gate = Gate(bench, monkeypatch)
         with pytest.raises(TimeoutError):

@@ -38,12 +38,13 @@ def test_a_pool_that_does_not_answer_takes_one_thread_however_often_it_is_asked(
     rows = [bench.create(f"v{number}") for number in range(3)]
 
     async def ask(service: Service) -> model.Volume:
-        for _ in range(runner.QUICK_THREADS):
+        for _ in range(runner.LOOK_THREADS):
             await service.usages.refresh(rows)
             for row in rows:
                 assert service.usages.of(row) == Usage(None, None, None)
         async with asyncio.timeout(5):
             changed = await service.set_properties(rows[0].id, description="other verbs have threads")
+            assert await service.runner.in_thread(service.store.snapshot, 1) is None, "and so have other looks"
         hung.set()
         await until(lambda: all(service.usages.of(row).used_bytes == row.id for row in rows))
         return changed

@@ -46,9 +46,9 @@ class Arrivals:
         locks: Locks,
         jobs: Jobs,
         *,
-        relieve: Callable[[model.PoolId], Awaitable[None]],
+        relieve: Callable[[space.Shortage], Awaitable[None]],
     ) -> None:
-        """Run nothing yet; `relieve` destroys trash in a pool that is short of space."""
+        """Run nothing yet; `relieve` destroys trash for a shortage, and raises it if that takes long."""
         self._engine = engine
         self._runner = runner
         self._locks = locks
@@ -126,7 +126,7 @@ class Arrivals:
         try:
             return await self._locked(volume_id, what, begin)
         except space.Shortage as err:
-            await self._relieve(err.pool_id)
+            await self._relieve(err)
         return await self._locked(volume_id, what, begin)
 
     async def _locked(

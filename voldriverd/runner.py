@@ -1,8 +1,8 @@
 """Runs what blocks in threads, and answers for it in time.
 
-Three sets of threads with named sizes: quick verbs, what may wait for a disk for seconds, and plain copies, so that six
-of these do not stop a `Mount` or the removal of what a full disk waits for. What was answered before it ended goes on,
-and why it failed is kept.
+Sets of threads with named sizes: what only looks, quick verbs, unmounts, what may wait for a disk for seconds, and
+plain copies, so that six of these do not stop a `Mount` or the removal of what a full disk waits for, and no verb keeps
+anybody from looking. What was answered before it ended goes on, and why it failed is kept.
 """
 
 import asyncio
@@ -22,6 +22,10 @@ _T = TypeVar("_T")
 
 QUICK_THREADS: Final = 32
 """Verbs that wait for the kernel for milliseconds; the threads sleep there, so more than cores."""
+LOOK_THREADS: Final = 32
+"""Reads of the database, and questions to pools: one that does not answer keeps a thread for each."""
+UNMOUNTS_AT_ONCE: Final = 16
+"""Each may flush gigabytes, and all of a host's containers may go at once."""
 LONG_THREADS: Final = 4
 """Removals, syncs, and streams to clients, a piece at a time."""
 COPIES_AT_ONCE: Final = 4
@@ -38,7 +42,9 @@ class Runner:
 
     def __init__(self) -> None:
         """Start no thread yet."""
+        self._looks = Threads(LOOK_THREADS, "look")
         self._quick = Threads(QUICK_THREADS, "verb")
+        self._unmounts = Threads(UNMOUNTS_AT_ONCE, "unmount")
         self._long = Threads(LONG_THREADS, "job")
         self._copies = Threads(COPIES_AT_ONCE, "copy")
         self.verbs = verbs.Verbs()
@@ -50,17 +56,22 @@ class Runner:
         deadline_s = time.monotonic() + within_s
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=within_s)
-        pools = (self._quick, self._long, self._copies)
+        pools = (self._looks, self._quick, self._unmounts, self._long, self._copies)
         return all([await each.stop(within_s=max(0.0, deadline_s - time.monotonic())) for each in pools])
 
     async def in_thread(self, function: Callable[..., _T], *arguments: object, is_long: bool = False) -> _T:
         """Run something that blocks."""
-        threads = self._long if is_long else self._quick
+        threads = self._long if is_long else self._looks
         return await threads.submit(function, *arguments)
 
-    async def run(self, verb: str, function: Callable[..., _T], *arguments: object, copies: bool = False) -> _T:
-        """Run something that blocks as a verb: who watches the store is told its name. Plain copies wait for others."""
-        threads = self._copies if copies else self._quick
+    async def run(
+        self, verb: str, function: Callable[..., _T], *arguments: object, copies: bool = False, unmounts: bool = False
+    ) -> _T:
+        """Run something that blocks as a verb: who watches the store is told its name.
+
+        Plain copies wait for others, and so do unmounts.
+        """
+        threads = self._copies if copies else self._unmounts if unmounts else self._quick
         return await threads.submit(as_cause, verb, function, *arguments)
 
     async def timed(

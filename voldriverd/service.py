@@ -79,8 +79,8 @@ class Service:
         self.jobs = jobs.Jobs()
         freeze = functools.partial(self.snapshot, answer_s=API_ANSWER_S)
         self.backups = backups.Backups(engine, self.runner, self._locks, self.jobs, freeze=freeze)
-        self.restores = restores.Restores(engine, self.runner, self._locks, self.jobs, relieve=self.relieve)
-        self.imports = imports.Imports(engine, self.runner, self._locks, self.jobs, relieve=self.relieve)
+        self.restores = restores.Restores(engine, self.runner, self._locks, self.jobs, relieve=self._relieve_soon)
+        self.imports = imports.Imports(engine, self.runner, self._locks, self.jobs, relieve=self._relieve_soon)
         self._reconciling: asyncio.Task[None] | None = None
 
     async def resume(self) -> None:
@@ -103,7 +103,10 @@ class Service:
     async def create(self, request: creation.Request, *, answer_s: float, wait_s: float = WAIT_S) -> model.Volume:
         """Make a volume; after `answer_s` seconds a begun one is returned in its transitioning state and goes on."""
         return await self._answered(
-            lambda begun: self._create(request, begun, wait_s), lambda volume: f"1v{volume.id}", answer_s=answer_s
+            lambda begun: self._create(request, begun, wait_s),
+            lambda volume: f"1v{volume.id}",
+            answer_s=answer_s,
+            relieve_s=wait_s,
         )
 
     async def remove(self, volume_id: model.VolumeId, *, wait_s: float = WAIT_S) -> model.Volume:
@@ -159,8 +162,13 @@ class Service:
         work = functools.partial(volumes.set_properties, self.engine, **changes)  # type: ignore[arg-type]
         return await self._verb("set", volume_id, work, wait_s=API_WAIT_S)
 
-    async def mount(self, volume_id: model.VolumeId, holder: str, *, peer_pid: int | None = None) -> Path:
-        """Mount a volume for a holder. Raises Unusable if the asking process cannot see the mount."""
+    async def mount(
+        self, volume_id: model.VolumeId, holder: str, *, peer_pid: int | None = None, wait_s: float | None = None
+    ) -> Path:
+        """Mount a volume for a holder. Raises Unusable if the asking process cannot see the mount.
+
+        `wait_s`: how long it waits for a busy volume; None: MOUNT_WAIT_S.
+        """
 
         def work(volume: model.Volume) -> Path:
             path = mounts.mount(self.engine, volume, holder)
@@ -172,26 +180,29 @@ class Service:
                 )
             return path
 
-        left_s = await self.restores.settled(self.row(volume_id), "mount", within_s=MOUNT_WAIT_S)
+        within_s = MOUNT_WAIT_S if wait_s is None else wait_s
+        left_s = await self.restores.settled(self.row(volume_id), "mount", within_s=within_s)
         path = await self._verb("mount", volume_id, work, wait_s=left_s)
         if peer_pid is not None:
             self._askers.note(volume_id, holder, peer_pid)
         return path
 
-    async def unmount(self, volume_id: model.VolumeId, holder: str, *, peer_pid: int | None = None) -> None:
+    async def unmount(
+        self, volume_id: model.VolumeId, holder: str, *, peer_pid: int | None = None, answer_s: float | None = None
+    ) -> None:
         """Let a holder go once, at once, and unmount after the last one.
 
-        A busy volume is no error: dockerd would use the holder's name again for ever. What cannot be
-        unmounted within UNMOUNT_ANSWER_S goes on, and what cannot be at all is left to reconciliation.
+        A busy volume is no error: dockerd would use the holder's name again for ever. What cannot be unmounted within
+        `answer_s` seconds (None: UNMOUNT_ANSWER_S) goes on, and what cannot be at all is left to reconciliation.
         """
-        await self.runner.shielded(self.runner.run("unmount", mounts.let_go, self.engine, volume_id, holder))
+        let_go = self.runner.in_thread(runner.as_cause, "unmount", mounts.let_go, self.engine, volume_id, holder)
+        await self.runner.shielded(let_go)  # among those that only look: it waits for no other verb
         self._askers.drop(volume_id, holder, peer_pid)
         if all(mount.holder != holder for mount in self.store.mounts(volume_id)):
             self._askers.forget(volume_id, holder)
-        task = self.runner.spawn(
-            self._quietly("unmount", volume_id, lambda volume: mounts.detach_unheld(self.engine, volume), wait_s=WAIT_S)
-        )
-        await asyncio.wait([task], timeout=UNMOUNT_ANSWER_S)
+        work = functools.partial(mounts.detach_unheld, self.engine)
+        task = self.runner.spawn(self._quietly("unmount", volume_id, work, wait_s=WAIT_S, unmounts=True))
+        await asyncio.wait([task], timeout=UNMOUNT_ANSWER_S if answer_s is None else answer_s)
 
     async def snapshot(
         self, volume_id: model.VolumeId, wish: snapshots.Wish, *, answer_s: float | None = None
@@ -451,10 +462,16 @@ class Service:
                 self._pins += Counter()  # drops what is not pinned any more
 
     async def _verb(
-        self, verb: str, volume_id: model.VolumeId, work: Callable[[model.Volume], _T], *, wait_s: float
+        self,
+        verb: str,
+        volume_id: model.VolumeId,
+        work: Callable[[model.Volume], _T],
+        *,
+        wait_s: float,
+        unmounts: bool = False,
     ) -> _T:
         """Run a verb under its volume's lock; it goes on when who asked for it hangs up."""
-        run = functools.partial(self.runner.run, verb, work)
+        run = functools.partial(self.runner.run, verb, work, unmounts=unmounts)
         return await self.runner.shielded(self._locked(verb, volume_id, run, wait_s=wait_s))
 
     async def _copied(
@@ -485,10 +502,16 @@ class Service:
             return await self.runner.timed(verb, functools.partial(self._about, volume), run(volume))
 
     async def _quietly(
-        self, verb: str, volume_id: model.VolumeId, work: Callable[[model.Volume], object], *, wait_s: float = 0
+        self,
+        verb: str,
+        volume_id: model.VolumeId,
+        work: Callable[[model.Volume], object],
+        *,
+        wait_s: float = 0,
+        unmounts: bool = False,
     ) -> None:
         try:
-            await self._verb(verb, volume_id, work, wait_s=wait_s)
+            await self._verb(verb, volume_id, work, wait_s=wait_s, unmounts=unmounts)
         except (Error, OSError) as err:
             if not verbs.is_told(err):
                 _log.warning("verb=%s volume=1v%d result=%s", verb, volume_id, err)
@@ -541,18 +564,31 @@ class Service:
         identify: Callable[[_T], str],
         *,
         answer_s: float | None,
+        relieve_s: float | None = None,
     ) -> _T:
         """Do it once more after a shortage was relieved, if need be; the rest is `Runner.answered`."""
         return await self.runner.answered(
-            lambda note: self._relieved(lambda: attempt(note)), identify, answer_s=answer_s
+            lambda note: self._relieved(lambda: attempt(note), wait_s=relieve_s), identify, answer_s=answer_s
         )
 
-    async def _relieved(self, attempt: Callable[[], Awaitable[_T]]) -> _T:
+    async def _relieved(self, attempt: Callable[[], Awaitable[_T]], *, wait_s: float | None = None) -> _T:
         try:
             return await attempt()
         except space.Shortage as err:
-            await self.relieve(err.pool_id)
+            await self._relieve_soon(err, wait_s=wait_s)
         return await attempt()
+
+    async def _relieve_soon(self, shortage: space.Shortage, *, wait_s: float | None = None) -> None:
+        """Relieve a pool; after `wait_s` seconds (None: API_WAIT_S) that goes on, and the shortage is raised.
+
+        A directory of millions of files takes minutes to remove.
+        """
+        try:
+            async with asyncio.timeout(API_WAIT_S if wait_s is None else wait_s):
+                await self.runner.shielded(self.relieve(shortage.pool_id))
+        except TimeoutError as err:
+            message = f"{shortage}; the space of removed volumes is still being given back; try again"
+            raise space.Shortage(message, shortage.pool_id) from err
 
     def _unpinned(self, volume: model.Volume, work: Callable[[Engine, model.Volume], model.Volume]) -> model.Volume:
         keys = {volume.key, *(snapshot.key for snapshot in self.store.snapshots(volume.id))}

@@ -196,12 +196,12 @@ async def _purge(service: Service, volume: model.Volume, _given: Body) -> Made:
 
 
 async def _activate(service: Service, volume: model.Volume, _given: Body) -> Made:
-    await service.mount(volume.id, model.HOST_HOLDER)
+    await service.mount(volume.id, model.HOST_HOLDER, wait_s=API_WAIT_S)
     return Made("volume", service.row(volume.id))
 
 
 async def _deactivate(service: Service, volume: model.Volume, _given: Body) -> Made:
-    await service.unmount(volume.id, model.HOST_HOLDER)
+    await service.unmount(volume.id, model.HOST_HOLDER, answer_s=API_WAIT_S)
     return Made("volume", service.row(volume.id))
 
 

@@ -411,6 +411,47 @@ def test_below_the_reserve_what_takes_space_is_refused_with_the_figures_and_the_
     bench.create("new")
 
 
+@pytest.mark.parametrize("verb", ["snapshot", "revert", "clone"])
+def test_a_copy_whose_turn_comes_when_others_have_taken_the_space_is_refused(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, verb: str
+) -> None:
+    bench.create("db")
+    first = snapshots.create(bench.engine, bench.volume("db"), snapshots.Wish("first"))
+    bench.limits = Limits(reserve=0.05)
+    bench.restart()
+    monkeypatch.setattr(bench.driver, "capabilities", Capability.NONE)
+    finish = begun(bench, verb, first)
+    filler = fill(bench, leave_bytes=1 << 20)
+    with pytest.raises(Unusable, match=r"has .* of 64 MiB free, below the reserve of 5%") as caught:
+        finish()
+    assert not isinstance(caught.value, space.Shortage)  # it would begin anew, under another id
+    assert (bench.volume("db").state, len(bench.store.snapshots(bench.volume("db").id))) == (VolumeState.INACTIVE, 1)
+    bench.upkeep()
+    assert bench.driver.trees() == bench.tree_rows() == {bench.volume("db").tree, first.tree}
+    monkeypatch.setattr(bench.driver, "capabilities", Capability.COW)
+    filler.unlink()
+    finish = begun(bench, verb, first)
+    filler = fill(bench, leave_bytes=1 << 20)
+    finish()  # what shares its source's content takes none
+    filler.unlink()
+
+
+def begun(bench: Bench, verb: str, snapshot: model.Snapshot) -> Callable[[], object]:
+    """Begin a verb on the volume `db`; return what ends it."""
+    volume = bench.volume("db")
+    if verb == "snapshot":
+        made = snapshots.begin_create(bench.engine, volume, snapshots.Wish("second"))
+        return lambda: snapshots.finish_create(bench.engine, volume, made)
+    if verb == "revert":
+        going = snapshots.begin_revert(bench.engine, volume, snapshot)
+        return lambda: snapshots.finish_revert(bench.engine, going)
+    options = {"from": "db@first"}
+    request = creation.Request("copy", names.parse_options(options), options)
+    plan = volumes.begin_create(bench.engine, request, model.VolumeId(bench.store.reserve_id("volumes")))
+    assert isinstance(plan, creation.Plan)
+    return lambda: volumes.finish_begun(bench.engine, plan)
+
+
 def test_a_shortage_destroys_the_oldest_day_first_and_of_a_day_what_uses_most(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -73,9 +73,10 @@ def finish_create(engine: Engine, volume: model.Volume, snapshot: model.Snapshot
 
     The volume must not have changed since. After a crash the snapshot is there whole, or not at all.
     """
-    created = replace(snapshot, state=SnapshotState.CREATED)
+    created, what = replace(snapshot, state=SnapshotState.CREATED), f"cannot snapshot volume {volume.name}"
     try:
-        with failures.told_as(f"cannot snapshot volume {volume.name}"):
+        space.ensure_copy(engine, volume.pool_id, what)
+        with failures.told_as(what):
             engine.pools.driver(volume.pool_id).clone(volume.tree, snapshot.tree, read_only=True)
     except Error:
         _forget(engine, volume, snapshot)
@@ -144,9 +145,11 @@ def finish_revert(engine: Engine, begun: Reverting) -> Reverted:
     """
     going, source = begun.going, begun.source
     volume = going.volume
+    what = f"cannot revert volume {volume.name}"
     size_bytes = max((size for size in (source.size_bytes, volume.size_bytes) if size is not None), default=None)
     try:
-        with failures.told_as(f"cannot revert volume {volume.name}"):
+        space.ensure_copy(engine, volume.pool_id, what)
+        with failures.told_as(what):
             driver = engine.pools.driver(volume.pool_id)
             driver.clone(volume.tree, going.kept.tree, read_only=True)
             volumes.clone(driver, source.tree, going.key, size_bytes=size_bytes)

@@ -8,6 +8,7 @@ import logging
 import os
 
 from voldriverd import model, names
+from voldriverd.driver import Capability
 from voldriverd.engine import failures, pools, trees
 from voldriverd.engine.context import Engine
 from voldriverd.errors import Error, Unusable
@@ -36,6 +37,19 @@ def ensure_reserve(engine: Engine, pool: pools.Pool, what: str) -> None:
         f"reserve of {engine.limits.reserve:.0%}; remove volumes or snapshots, empty the trash, or grow the pool",
         pool.row.id,
     )
+
+
+def ensure_copy(engine: Engine, pool_id: model.PoolId, what: str) -> None:
+    """Refuse a plain copy whose turn has come while less than the reserve is free: many begin before the first ends.
+
+    Raises Unusable and no Shortage: somebody was told of what is copied, and that cannot begin anew.
+    """
+    if Capability.COW in engine.pools.driver(pool_id).capabilities:
+        return
+    try:
+        ensure_reserve(engine, engine.pools.get(pool_id), what)
+    except Shortage as err:
+        raise Unusable(str(err)) from err
 
 
 def is_short(engine: Engine, pool: pools.Pool) -> bool:

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from voldriverd import model, names
 from voldriverd.driver import Driver, Key, TreeOptions
-from voldriverd.engine import creation, failures, trees, use
+from voldriverd.engine import creation, failures, space, trees, use
 from voldriverd.engine.context import Engine
 from voldriverd.errors import Error, Exists, Unsupported
 from voldriverd.model import VolumeState
@@ -60,9 +60,14 @@ def existing(engine: Engine, request: creation.Request) -> model.Volume | None:
 
 
 def finish_begun(engine: Engine, plan: creation.Plan) -> model.Volume:
-    """Do what `finish_create` does, in the pool of the volume; if that has gone meanwhile, no volume is left either."""
+    """Do what `finish_create` does, in the pool of the volume.
+
+    If that has gone meanwhile, or other copies have filled it, no volume is left either.
+    """
     try:
         driver = engine.pools.driver(plan.volume.pool_id)
+        if plan.tree.source is not None:
+            space.ensure_copy(engine, plan.volume.pool_id, f"cannot create volume {plan.volume.name}")
     except Error:
         _forget(engine, plan.volume, plan.tree)
         raise

@@ -24,7 +24,7 @@ QUICK_THREADS: Final = 32
 """Verbs that wait for the kernel for milliseconds; the threads sleep there, so more than cores."""
 LOOK_THREADS: Final = 32
 """Reads of the database, and questions to pools: one that does not answer keeps a thread for each."""
-UNMOUNTS_AT_ONCE: Final = 16
+UNMOUNTS_AT_ONCE: Final = 8
 """Each may flush gigabytes, and all of a host's containers may go at once."""
 LONG_THREADS: Final = 4
 """Removals, syncs, and streams to clients, a piece at a time."""

@@ -200,6 +200,41 @@ def test_a_restore_can_be_cancelled(bench: Bench, backup: model.Backup, gate: Ga
 
 
 @pytest.mark.parametrize("name", ["db", "new"])
+def test_a_cancel_is_answered_although_what_it_ends_takes_long(
+    bench: Bench, backup: model.Backup, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """It may be in the kernel, with the sync of all that has come or on a share whose server is slow."""
+    monkeypatch.setattr(arrivals, "CANCEL_S", 0.02)
+    reached, opened, unpack = threading.Event(), threading.Event(), supplies.unpack
+
+    def held(engine: Engine, order: supplies.Order, driver: Driver, key: Key, work: supplies.Work) -> tuple[str, ...]:
+        reached.set()
+        assert opened.wait(PATIENCE_S)
+        return unpack(engine, order, driver, key, work)
+
+    monkeypatch.setattr(supplies, "unpack", held)
+
+    async def use(service: Service) -> None:
+        if name == "new":
+            volume = await service.create(request("new", backup), answer_s=0)
+        else:
+            volume, _ = await service.restores.restore(bench.volume("db").id, backup.id, answer_s=0)
+        await until(reached.is_set)
+        async with asyncio.timeout(PATIENCE_S / 4):
+            assert (await service.restores.cancel(volume.id)).state is VolumeState.RESTORING
+            if name == "new":
+                with pytest.raises(InUse, match="cannot remove volume new: its restore is still being ended"):
+                    await service.remove(volume.id, wait_s=0.02)
+        opened.set()
+        await until(lambda: service.runner.fault(f"1v{volume.id}"))
+
+    serve(bench, use)
+    assert bench.read("db") == "now"
+    assert bench.volume("db").state is VolumeState.INACTIVE
+    assert bench.store.volume_named("new") is None
+
+
+@pytest.mark.parametrize("name", ["db", "new"])
 def test_a_restore_that_was_done_before_it_could_be_cancelled_says_so(
     bench: Bench, backup: model.Backup, gate: Gate, name: str
 ) -> None:

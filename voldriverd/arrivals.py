@@ -7,7 +7,7 @@ it has ended.
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import ClassVar, Final, TypeVar
 
@@ -29,6 +29,8 @@ WAIT_S: Final = 5.0
 """How long one waits for a verb that has its volume or name before it begins."""
 END_WAIT_S: Final = 3_600.0
 """The same for its end: what it has done is not thrown away for a verb that takes long."""
+CANCEL_S: Final = 8.0
+"""How long the answer to a cancel waits for the end of what it ends; the API's Go client gives up after 10 s."""
 LOOK_S: Final = 0.2
 """How soon a pause ends that is of no use any more."""
 
@@ -69,17 +71,20 @@ class Arrivals:
                 each.cancel()
         return await self._threads.stop(within_s=max(0.0, within_s - (time.monotonic() - begun_s)))
 
-    async def cancel(self, volume_id: model.VolumeId) -> model.Volume:
+    async def cancel(self, volume_id: model.VolumeId, *, wait_s: float | None = None) -> model.Volume:
         """End one: an existing volume rests as it was before, a new one is gone.
 
-        Raises NotFound: none runs, or it was done before it could end.
+        What still takes longer than `wait_s` seconds (None: CANCEL_S) goes on to its end, and the volume is returned in
+        the state that says so. Raises NotFound: none runs, or it was done before it could end.
         """
         volume, running = self._row(volume_id), self._running(volume_id)
         if running is None:
             raise NotFound(f"cannot cancel the {self.verb} of volume {volume.name}: none is running")
         job, ended = running
         job.cancel()
-        await ended.wait()
+        with suppress(TimeoutError):  # it sleeps in the kernel: syncs what has come, or reads a share that is slow
+            async with asyncio.timeout(CANCEL_S if wait_s is None else wait_s):
+                await ended.wait()
         present = self._engine.store.volume(volume_id)
         if present is None:
             return replace(volume, state=VolumeState.PURGED, key=None, removed_at=self._engine.now())

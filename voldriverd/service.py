@@ -115,10 +115,15 @@ class Service:
         if self.restores.is_new(volume) or volume.state is model.VolumeState.IMPORTING:
             bringing = self.imports if volume.state is model.VolumeState.IMPORTING else self.restores
             try:
-                return await bringing.cancel(volume_id)
+                left = await bringing.cancel(volume_id, wait_s=wait_s)
             except NotFound:
                 if self.row(volume_id).state is not model.VolumeState.INACTIVE:
                     raise
+            else:
+                if left.is_live:
+                    what = f"cannot remove volume {volume.name}"
+                    raise InUse(f"{what}: its {bringing.verb} is still being ended, and then it goes; try again")
+                return left
         return await self._verb("remove", volume_id, lambda volume: self._unpinned(volume, trash.remove), wait_s=wait_s)
 
     async def restore(self, volume_id: model.VolumeId, *, name: str | None) -> model.Volume:

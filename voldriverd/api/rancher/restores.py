@@ -36,6 +36,7 @@ async def restore(service: Service, volume: model.Volume, given: Body) -> Made:
 
 async def cancel(service: Service, volume: model.Volume, _given: Body) -> Made:
     """End a restore or an import; the volume rests again with what it had, and a new one goes."""
-    if volume.state is VolumeState.IMPORTING:
-        return Made("volume", await service.imports.cancel(volume.id))
-    return Made("volume", await service.restores.cancel(volume.id))
+    bringing = service.imports if volume.state is VolumeState.IMPORTING else service.restores
+    left = await bringing.cancel(volume.id)
+    is_going = left.state in {VolumeState.IMPORTING, VolumeState.RESTORING}
+    return Made("volume", left, HTTPStatus.ACCEPTED if is_going else HTTPStatus.OK)

@@ -370,6 +370,61 @@ def test_a_cancel_waits_until_nobody_works_on_the_backup_any_more(
     assert (result.exit_code, result.stdout, result.stderr) == (status, out, said)
 
 
+@pytest.mark.parametrize(
+    ("end", "status", "out", "said"),
+    [
+        ({"type": "error", "code": "NotFound", "message": "there is no volume 1v1"}, 0, "db\n", ""),
+        (VOLUME | {"transitioning": "error", "transitioningMessage": "it was cancelled"}, 0, "db\n", ""),
+        (VOLUME | {"transitioning": "no"}, 1, "", "cannot cancel what was done to volume db: it was done before that"),
+    ],
+)
+def test_a_cancel_waits_until_nobody_works_on_the_volume_any_more(
+    monkeypatch: pytest.MonkeyPatch, end: dict[str, object], status: int, out: str, said: str
+) -> None:
+    monkeypatch.setattr(session, "_POLL_MIN_S", 0.0)
+    going = VOLUME | {"transitioning": "yes"}
+    answers = [{"type": "collection", "data": [going], "pagination": {"next": None}}, going, going, end]
+    seen: list[tuple[str, str, str]] = []
+    with pretending([(200, body(each)) for each in answers], seen) as url:
+        result = CliRunner().invoke(client.main, ["--url", url, "backup", "cancel", "db"])
+    assert len(seen) == len(answers)
+    assert (result.exit_code, result.stdout) == (status, out)
+    assert said in result.stderr
+
+
+class Late(list[tuple[str, str, str]]):
+    """Notes requests, and keeps those that are answered with a stream waiting."""
+
+    def append(self, request: tuple[str, str, str]) -> None:
+        super().append(request)
+        if re.search("/(difference|archive|export)", request[1]):
+            time.sleep(0.5)
+
+
+@pytest.mark.parametrize(
+    ("words", "found"),
+    [
+        (("snapshot", "diff", "db@s"), ["volume", "snapshot"]),
+        (("snapshot", "get", "db@s", "/", "-"), ["volume", "snapshot"]),
+        (("export", "db", "-"), ["volume"]),
+        (("backup", "get", "1b1", "/", "-"), []),
+    ],
+)
+def test_what_is_read_may_take_long_until_it_begins(
+    monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...], found: list[str]
+) -> None:
+    """A directory is copied before it is compared, and a backup of an image is unpacked aside whole."""
+    monkeypatch.setattr(Connection.__init__, "__kwdefaults__", {"timeout_s": 0.25})
+    rows = {"volume": VOLUME, "snapshot": {"type": "snapshot", "id": "1s1", "name": "s"}}
+    answers: list[dict[str, object]] = [
+        {"type": "collection", "data": [rows[each]], "pagination": {"next": None}} for each in found
+    ]
+    answers += [] if found else [{"type": "backup", "id": "1b1", "volumeName": "db"}]
+    with pretending([(200, body(each)) for each in [*answers, {"type": "stream"}]], Late()) as url:
+        result = CliRunner().invoke(client.main, ["--url", url, *words])
+    assert (result.exit_code, result.stderr) == (0, "")
+
+
 @pytest.mark.parametrize(("going", "said"), [("yes", "db will have 1 GiB\n"), ("no", "db has 1 GiB now\n")])
 def test_a_resize_that_is_not_waited_for_is_not_said_to_be_done(going: str, said: str) -> None:
     resized = VOLUME | {"transitioning": going, "sizeBytes": 1 << 30}

@@ -8,7 +8,7 @@ import click
 
 from voldriverd import names
 from voldriverd.cli import parameters, progress, show
-from voldriverd.cli.connection import Resource, resource_path
+from voldriverd.cli.connection import READ_TIMEOUT_S, Resource, resource_path
 from voldriverd.cli.parameters import BackupId, SnapshotName, TargetName, VolumeName
 from voldriverd.cli.session import Session, is_backup_id, snapshot_name
 from voldriverd.errors import Invalid, NotFound, Unusable
@@ -98,13 +98,24 @@ def cancel(session: Session, *, texts: tuple[str, ...]) -> None:
 
     def work(text: str) -> Resource:
         if not is_backup_id(text):
-            return session.act(session.volume(text), "cancel")
+            return _cancel_of_volume(session, session.act(session.volume(text), "cancel"))
         ended = session.finish(session.act(session.backup(text), "cancel"), no_wait=False)
         if ended["state"] == "created":
             raise NotFound(f"cannot cancel backup {text}: it was made before that")
         return ended
 
     session.each(texts, work, lambda ended: click.echo(ended["id"] if is_backup_id(ended["id"]) else ended["name"]))
+
+
+def _cancel_of_volume(session: Session, ended: Resource) -> Resource:
+    """Wait until nobody works on a volume any more whose restore or import was cancelled."""
+    if ended["transitioning"] != "yes":
+        return ended
+    try:
+        session.finish(ended, no_wait=False)
+    except (NotFound, Unusable):  # a new volume has gone, another one says that it was cancelled
+        return ended
+    raise NotFound(f"cannot cancel what was done to volume {ended['name']}: it was done before that")
 
 
 @group.command("verify")
@@ -181,7 +192,8 @@ def get(session: Session, *, backup_id: str, path: str, to: str) -> None:
     from voldriverd.cli import unpack  # noqa: PLC0415 - tarfile and its kin take 20 ms, and only this needs them
 
     backup = session.backup(backup_id)
-    with session.connection.stream(resource_path("backups", backup["id"], "archive"), path=path) as archive:
+    where = resource_path("backups", backup["id"], "archive")
+    with session.connection.stream(where, timeout_s=READ_TIMEOUT_S, path=path) as archive:
         if to == "-":
             unpack.copy(archive, sys.stdout.buffer)
             return

@@ -23,6 +23,10 @@ TIMEOUT_S: Final = 150.0
 """A mount may wait 100 s for a busy volume; every other answer is a matter of seconds."""
 UPLOAD_TIMEOUT_S: Final = 3_600.0
 """What is sent may have to wait for others, and is on the disk when it is answered."""
+READ_TIMEOUT_S: Final = 3_600.0
+"""How long it may be until the next byte of what is read: a driver that cannot snapshot at once copies a volume before
+it is compared or exported, a backup of an image is unpacked aside before a file of it is there, and two trees of
+millions of files may differ in the last."""
 _PAGE: Final = 1_000
 _OTHERWISE_WRONG: Final = frozenset({9, 10, 62, 64})
 """Wrong whoever is trusted: not valid yet, expired, another host or address (X509_V_ERR_*, openssl/x509_vfy.h)."""

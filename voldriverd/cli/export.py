@@ -7,18 +7,15 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Final
+from typing import IO
 
 import click
 
-from voldriverd.cli.connection import resource_path
+from voldriverd.cli.connection import READ_TIMEOUT_S, resource_path
 from voldriverd.cli.parameters import SnapshotName
 from voldriverd.cli.session import Session
 from voldriverd.errors import Exists, Invalid, Unusable
 from voldriverd.kernel import fs
-
-WAIT_S: Final = 3_600.0
-"""How long it may be until the first byte: a driver that cannot snapshot at once copies the volume first."""
 
 
 @click.command("export")
@@ -37,7 +34,7 @@ def group(session: Session, *, source: str, target: str, force: bool) -> None:
     volume = session.volume(origin)
     subject = session.snapshot(volume, snapshot_text) if at else volume
     path = resource_path(f"{subject['type']}s", subject["id"], "export")
-    with _opened(target, force=force) as file, session.connection.stream(path, timeout_s=WAIT_S) as archive:
+    with _opened(target, force=force) as file, session.connection.stream(path, timeout_s=READ_TIMEOUT_S) as archive:
         try:
             unpack.copy(archive, file)
         except OSError as err:

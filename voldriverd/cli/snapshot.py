@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import click
 
 from voldriverd.cli import parameters, show
-from voldriverd.cli.connection import Resource, resource_path
+from voldriverd.cli.connection import READ_TIMEOUT_S, Resource, resource_path
 from voldriverd.cli.parameters import SnapshotName, VolumeName
 from voldriverd.cli.session import Session, snapshot_name
 from voldriverd.errors import Invalid, Unusable
@@ -100,7 +100,7 @@ def diff(session: Session, *, texts: tuple[str, ...]) -> None:
     volume, snapshot = _find(session, first)
     query = {"to": _later(session, volume, rest[0])["id"]} if rest else {}
     path = resource_path("snapshots", snapshot["id"], "difference")
-    with session.connection.stream(path, **query) as answer:
+    with session.connection.stream(path, timeout_s=READ_TIMEOUT_S, **query) as answer:
         changes = _changes(answer.lines())
         if session.is_json:
             show.as_json(list(changes))
@@ -125,7 +125,8 @@ def get(session: Session, *, texts: tuple[str, ...]) -> None:
         raise click.UsageError("give a PATH in the snapshot, and perhaps where to copy it TO")
     volume, snapshot = _find(session, pair)
     wanted, target = rest[0], rest[1] if len(rest) > 1 else "."
-    with session.connection.stream(resource_path("snapshots", snapshot["id"], "archive"), path=wanted) as archive:
+    path = resource_path("snapshots", snapshot["id"], "archive")
+    with session.connection.stream(path, timeout_s=READ_TIMEOUT_S, path=wanted) as archive:
         if target == "-":
             unpack.copy(archive, sys.stdout.buffer)
             return

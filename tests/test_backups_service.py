@@ -508,6 +508,22 @@ def test_what_ran_or_waited_at_the_stop_is_taken_up_at_the_next_start(
     assert (first.state, second.state, second.parent_uuid) == (BackupState.CREATED, BackupState.CREATED, first.uuid)
 
 
+def test_a_backup_that_begins_just_now_is_not_taken_up(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    snapshot = snapshot_of(bench)
+    copies = Copies(bench, monkeypatch)
+    monkeypatch.setattr(bench.driver, "capabilities", Capability.COW)
+
+    async def work(service: Service) -> model.Backup:
+        beginning = asyncio.create_task(service.backups.create(snapshot.id))
+        await until(bench.store.creating_backups)
+        await service.backups.resume()
+        assert service.jobs.get("1b1") is None
+        copies.opened.set()
+        return (await ended(service, await beginning))[0]
+
+    assert serve(bench, work).state is BackupState.CREATED
+
+
 def test_nothing_begins_once_the_daemon_stops(bench: Bench) -> None:
     async def main() -> None:
         service = Service(bench.engine)

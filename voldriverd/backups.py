@@ -10,6 +10,7 @@ import functools
 import logging
 import threading
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import timedelta
@@ -79,6 +80,8 @@ class Backups:
         self._removing: set[model.BackupId] = set()
         self._looked_s: dict[model.TargetId, float] = {}
         self._looking: set[model.TargetId] = set()
+        self._begins: Counter[model.VolumeId] = Counter()
+        """How many begin of each volume just now: they have a row, and look as if they had been cut off."""
         self._readers = 0
         self._stopping = threading.Event()
 
@@ -93,11 +96,16 @@ class Backups:
 
     async def resume(self) -> None:
         """Take up what was cut off, as far as its pool is there, and what could not be removed; repeatable."""
-        for backup in self._store.creating_backups():
-            if self._is_ready(backup):
-                self._start(backup)
         for backup in self._store.removing_backups():
             self._runner.spawn(self._finish_remove(backup))
+        going = self._cut_off()
+        if self._stopping.is_set() or not going:
+            return
+        held = await self._runner.in_thread(backups.held, self._engine, going)
+        present = {backup.id for backup in self._cut_off()}
+        for backup in going:  # in the order in which they began
+            if backup.id in present:
+                self._start(backup, is_held=backup.id in held)
 
     # Targets.
 
@@ -281,21 +289,29 @@ class Backups:
         what = f"cannot back up snapshot {snapshot.shown_name}"
         async with self._locks.hold(snapshot.volume_id, "backup", what=what, wait_s=WAIT_S):
             present = await self._runner.in_thread(self._store.snapshot, snapshot.id) or snapshot
-            backup = await self._runner.run("backup", backups.begin, self._engine, present, target, wish)
-        if backup.state is BackupState.CREATING:
-            self._start(backup, is_held=True)
-        return backup
+            return await self._begun(present, backups.begin, target, wish, is_held=True)
 
     async def _begin_early(self, snapshot: model.Snapshot, target: model.Target, wish: backups.Wish) -> model.Backup:
         """Begin a backup although its snapshot is created by a long copy, which has the volume's lock."""
         try:
-            backup = await self._runner.run("backup", backups.begin_early, self._engine, snapshot, target, wish)
+            return await self._begun(snapshot, backups.begin_early, target, wish, is_held=False)
         except NotFound:
             reason = self._runner.fault(f"1s{snapshot.id}")
             if reason is None:
                 raise
             raise Unusable(reason) from None
-        self._start(backup)
+
+    async def _begun(
+        self, snapshot: model.Snapshot, begin: Callable[..., model.Backup], *rest: object, is_held: bool
+    ) -> model.Backup:
+        self._begins[snapshot.volume_id] += 1
+        try:
+            backup = await self._runner.run("backup", begin, self._engine, snapshot, *rest)
+        finally:
+            self._begins.subtract({snapshot.volume_id: 1})
+            self._begins += Counter()  # those of which none begins go
+        if backup.state is BackupState.CREATING:
+            self._start(backup, is_held=is_held)
         return backup
 
     def _start(self, backup: model.Backup, *, is_wanted: bool = True, is_held: bool = False) -> None:
@@ -371,6 +387,11 @@ class Backups:
     def _is_waiting(self, backup_id: model.BackupId) -> bool:
         job = self._jobs.get(f"1b{backup_id}")
         return job is not None and job.waits_for is not None
+
+    def _cut_off(self) -> list[model.Backup]:
+        busy = self._begins.keys()
+        creating = [each for each in self._store.creating_backups() if each.id not in self._sending]
+        return [backup for backup in creating if backup.volume_id not in busy and self._is_ready(backup)]
 
     def _is_ready(self, backup: model.Backup) -> bool:
         """Tell whether a backup can be taken up now: it waits for a pool that is unavailable."""

@@ -16,6 +16,7 @@ import logging
 import os
 import threading
 import uuid
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
@@ -108,6 +109,20 @@ def hold(engine: Engine, backup: model.Backup) -> None:
             _source(engine, engine.pools.driver(volume.pool_id), backup, what)
     except Error as err:
         _log.info("verb=backup backup=%s result=%s", backup.shown_name, err)
+
+
+def held(engine: Engine, going: list[model.Backup]) -> set[model.BackupId]:
+    """Return the backups that need no `hold`: their tree is there, or a snapshot that cannot go before they end."""
+    found = set()
+    for backup in going:
+        volume = None if backup.volume_id is None else engine.store.volume(backup.volume_id)
+        snapshot = None if backup.snapshot_id is None else engine.store.snapshot(backup.snapshot_id)
+        if backup.key is None and snapshot is not None and snapshot.state is SnapshotState.CREATING:
+            continue
+        with suppress(Error, OSError):  # the pool went away again: it is looked for later
+            if volume is None or backup.key in {None, *engine.pools.driver(volume.pool_id).trees()}:
+                found.add(backup.id)
+    return found
 
 
 def finish(engine: Engine, backup: model.Backup, work: Work) -> model.Backup:

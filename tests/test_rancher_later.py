@@ -275,6 +275,34 @@ def test_an_answer_does_not_wait_for_trash_that_takes_long_to_remove(
     served(bench, scenario)
 
 
+def test_what_takes_long_to_read_keeps_nothing_from_being_removed(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A backup of an image is unpacked aside before its first file can be sent."""
+    monkeypatch.setattr(runner, "LONG_THREADS", 1)
+    reached, opened = threading.Event(), threading.Event()
+
+    def unpacked(*_: object) -> Iterator[bytes]:
+        reached.set()
+        assert opened.wait(PATIENCE_S)
+        yield b"a file"
+
+    monkeypatch.setattr(inspection, "archive", unpacked)
+
+    async def scenario(client: Client) -> None:
+        await client.make("db")
+        await client.ask("POST", "/v1/volumes/1v1?action=snapshot")
+        await client.until("/v1/snapshots/1s1", transitioning="no")
+        reading = asyncio.create_task(client.session.get("http://h/v1/snapshots/1s1/archive"))
+        await client.service.runner.in_thread(reached.wait, PATIENCE_S)
+        async with asyncio.timeout(PATIENCE_S / 4):
+            await client.service.runner.in_thread(upkeep.collect, bench.engine, is_long=True)
+        opened.set()
+        assert await (await reading).read() == b"a file"
+
+    served(bench, scenario)
+
+
 def test_a_mount_is_refused_in_time_while_another_verb_works_on_the_volume(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:

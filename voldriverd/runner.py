@@ -1,8 +1,8 @@
 """Runs what blocks in threads, and answers for it in time.
 
-Sets of threads with named sizes: what only looks, quick verbs, unmounts, what may wait for a disk for seconds, and
-plain copies, so that six of these do not stop a `Mount` or the removal of what a full disk waits for, and no verb keeps
-anybody from looking. What was answered before it ended goes on, and why it failed is kept.
+Sets of threads with named sizes: what only looks, quick verbs, unmounts, what may wait for a disk for seconds, streams
+to clients, and plain copies, so that six of these do not stop a `Mount` or the removal of what a full disk waits for,
+and no verb keeps anybody from looking. What was answered before it ended goes on, and why it failed is kept.
 """
 
 import asyncio
@@ -27,7 +27,9 @@ LOOK_THREADS: Final = 32
 UNMOUNTS_AT_ONCE: Final = 8
 """Each may flush gigabytes, and all of a host's containers may go at once."""
 LONG_THREADS: Final = 4
-"""Removals, syncs, and streams to clients, a piece at a time."""
+"""Removals and syncs."""
+STREAMS_AT_ONCE: Final = 8
+"""Streams to clients, a piece at a time; the first may take long, for a backup is unpacked aside, or trees compared."""
 COPIES_AT_ONCE: Final = 4
 """Plain copies: enough to use two disks, few enough that six of them do not starve a database."""
 FAULTS_MAX: Final = 1_000
@@ -46,6 +48,7 @@ class Runner:
         self._quick = Threads(QUICK_THREADS, "verb")
         self._unmounts = Threads(UNMOUNTS_AT_ONCE, "unmount")
         self._long = Threads(LONG_THREADS, "job")
+        self._streams = Threads(STREAMS_AT_ONCE, "stream")
         self._copies = Threads(COPIES_AT_ONCE, "copy")
         self.verbs = verbs.Verbs()
         self._tasks: set[asyncio.Task[object]] = set()
@@ -56,13 +59,17 @@ class Runner:
         deadline_s = time.monotonic() + within_s
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=within_s)
-        pools = (self._looks, self._quick, self._unmounts, self._long, self._copies)
+        pools = (self._looks, self._quick, self._unmounts, self._long, self._streams, self._copies)
         return all([await each.stop(within_s=max(0.0, deadline_s - time.monotonic())) for each in pools])
 
     async def in_thread(self, function: Callable[..., _T], *arguments: object, is_long: bool = False) -> _T:
         """Run something that blocks."""
         threads = self._long if is_long else self._looks
         return await threads.submit(function, *arguments)
+
+    async def read(self, function: Callable[..., _T], *arguments: object) -> _T:
+        """Read the next piece of a stream; others that read may have their turn before."""
+        return await self._streams.submit(function, *arguments)
 
     async def run(
         self, verb: str, function: Callable[..., _T], *arguments: object, copies: bool = False, unmounts: bool = False

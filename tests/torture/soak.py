@@ -22,9 +22,9 @@ GROWTH_BYTES: Final = 48 << 20
 WARM_SHARE: Final = 1 / 3
 WARM_MAX_S: Final = 60.0
 SETTLE_S: Final = 60.0
-THREADS_MAX: Final = 116
-"""32 for verbs, 32 that look, 8 that unmount, 4 for long jobs, 4 for copies, 10 for backups, 10 for restores; the rest
-are of obstore and asyncio."""
+THREADS_MAX: Final = 124
+"""32 for verbs, 32 that look, 8 that unmount, 4 for long jobs, 8 for streams, 4 for copies, 10 for backups, 10 for
+restores; the rest are of obstore and asyncio."""
 _STILL_S: Final = 0.5
 
 

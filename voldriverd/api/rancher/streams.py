@@ -47,7 +47,7 @@ async def send(
 
 async def _pull(service: Service, chunks: Iterator[bytes]) -> bytes:
     """Read the next batch in a thread; a cancelled one is waited for, since an iterator bears one caller at a time."""
-    task = asyncio.ensure_future(service.runner.in_thread(_take, chunks, is_long=True))
+    task = asyncio.ensure_future(service.runner.read(_take, chunks))
     try:
         return await asyncio.shield(task)
     except asyncio.CancelledError:

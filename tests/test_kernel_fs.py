@@ -1,5 +1,6 @@
 """Durable files, inode flags, reflinks, what a file system is."""
 
+import errno
 import os
 import stat
 from pathlib import Path
@@ -264,3 +265,18 @@ def handle_of(path: Path) -> bytes:
         return fs.handle(fd)
     finally:
         os.close(fd)
+
+
+def test_another_name_is_only_given_to_what_the_disk_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "one").write_bytes(b"content")
+    synced: list[bool] = []
+
+    def sync(fd: int) -> None:
+        synced.append(stat.S_ISREG(os.fstat(fd).st_mode))
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(os, "fsync", sync)
+    with pytest.raises(OSError, match="Input/output error"):
+        fs.link_durably(tmp_path / "one", tmp_path / "two")
+    assert synced == [True]
+    assert os.listdir(tmp_path) == ["one"]

@@ -16,6 +16,7 @@ from tests.serving import PATIENCE_S, Gate, serve, until
 from voldriverd import arrivals, model, names
 from voldriverd import restores as service_restores
 from voldriverd.api import docker
+from voldriverd.api.rancher import volumes
 from voldriverd.driver import Driver, Key
 from voldriverd.engine import backups, creation, restores, snapshots, space, supplies, trash
 from voldriverd.engine.context import Engine
@@ -94,6 +95,7 @@ def test_a_restore_is_answered_in_time_and_goes_on(bench: Bench, backup: model.B
 
     async def use(service: Service) -> tuple[model.Volume, model.Snapshot, str | None]:
         going, kept = await service.restores.restore(volume.id, backup.id, answer_s=0)
+        assert kept is not None
         await until(lambda: gate.reached)
         job = service.jobs.get(f"1v{volume.id}")
         assert job is not None
@@ -114,7 +116,9 @@ def test_a_restore_is_answered_in_time_and_goes_on(bench: Bench, backup: model.B
 
 def test_a_restore_is_waited_for(bench: Bench, backup: model.Backup) -> None:
     async def use(service: Service) -> snapshots.Reverted:
-        return await service.restores.restore(bench.volume("db").id, backup.id)
+        restored, kept = await service.restores.restore(bench.volume("db").id, backup.id)
+        assert kept is not None
+        return restored, kept
 
     moved, kept = serve(bench, use)
     assert moved == bench.volume("db")
@@ -197,6 +201,34 @@ def test_a_restore_can_be_cancelled(bench: Bench, backup: model.Backup, gate: Ga
     after = serve(bench, use)
     assert (after.state, after.message) == (VolumeState.INACTIVE, "cannot restore volume db: it was cancelled")
     assert bench.read("db") == "now"
+
+
+def test_a_restore_is_answered_although_its_target_is_slow_to_say_what_it_has(
+    bench: Bench, backup: model.Backup, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service_restores, "LOOK_ANSWER_S", 0.02)
+    asked, answers, look = threading.Event(), threading.Event(), supplies.look
+    volume = bench.volume("db")
+
+    def look_late(engine: Engine, backup: model.Backup, *, work: supplies.Work, what: str) -> supplies.Supply:
+        asked.set()
+        assert answers.wait(PATIENCE_S)
+        return look(engine, backup, work=work, what=what)
+
+    monkeypatch.setattr(supplies, "look", look_late)
+
+    async def use(service: Service) -> tuple[model.Volume, model.Snapshot | None]:
+        async with asyncio.timeout(PATIENCE_S / 4):
+            begun = await service.restores.restore(volume.id, backup.id, answer_s=0)
+        shown = volumes.KIND.show(service, bench.volume("db"))
+        assert (shown["state"], shown["transitioning"]) == ("inactive", "yes")
+        assert shown["transitioningMessage"] == "waits for its target"
+        answers.set()
+        await until(lambda: service.jobs.get(f"1v{volume.id}") is None)
+        return begun
+
+    assert serve(bench, use) == (volume, None)
+    assert bench.read("db") == "one"
 
 
 @pytest.mark.parametrize("name", ["db", "new"])

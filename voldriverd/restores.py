@@ -20,9 +20,15 @@ _T = TypeVar("_T")
 
 ANSWER_S: Final = 40.0
 """How long a target may take until it is known whether a backup is complete: dockerd waits 60 s for `Create`."""
+LOOK_ANSWER_S: Final = 8.0
+"""When the restore of an existing volume is answered although that is not known yet: the API's Go client waits 10 s."""
 RETRY_S: Final = 60.0
 """How long after a failure a new volume that was promised before a crash is restored again; each time twice as long."""
 RETRY_MAX_S: Final = 3_600.0
+
+
+Restoring = tuple[model.Volume, model.Snapshot | None]
+"""A volume that has its new content or will, and the snapshot of what that displaces; None: it is not known yet."""
 
 
 class Restores(Arrivals):
@@ -39,11 +45,12 @@ class Restores(Arrivals):
         *,
         answer_s: float | None = None,
         allow_holes: bool = False,
-    ) -> snapshots.Reverted:
+    ) -> Restoring:
         """Give an unused volume what a backup holds, and keep its present content as a snapshot.
 
-        After `answer_s` seconds what it will come to is returned in its transitioning state, and it goes on.
-        `allow_holes`: what is damaged of an image or an archive is left as zeros, and named in the volume's message.
+        After `answer_s` seconds what it will come to is returned in its transitioning state, and it goes on; if its
+        target is slow to say what it has, the volume as it is is returned after LOOK_ANSWER_S. `allow_holes`: what is
+        damaged of an image or an archive is left as zeros, and named in the volume's message.
         """
         return await self._runner.answered(
             lambda begun: self._restore(volume_id, backup_id, begun, allow_holes=allow_holes),
@@ -111,10 +118,10 @@ class Restores(Arrivals):
         self,
         volume_id: model.VolumeId,
         backup_id: model.BackupId,
-        begun: Callable[[snapshots.Reverted], None],
+        begun: Callable[[Restoring], None],
         *,
         allow_holes: bool,
-    ) -> snapshots.Reverted:
+    ) -> Restoring:
         volume = self._row(volume_id)
         what = _what(volume)
         use.ensure_resting(volume, what)  # the network is not asked for what will be refused
@@ -123,12 +130,15 @@ class Restores(Arrivals):
             raise NotFound(f"{what}: there is no backup 1b{backup_id}")
         with self._going(volume_id, _uses(backup)) as job:
             self._runner.forget_fault(shown(volume_id))
-            async with self._supplied(backup, job, what, within_s=ANSWER_S) as supply:
+            job.waits_for = "its target"  # until the row says that something goes on
+            slow = asyncio.get_running_loop().call_later(LOOK_ANSWER_S, begun, (volume, None))
+            async with self._supplied(backup, job, what, within_s=ANSWER_S, until=slow.cancel) as supply:
 
                 def begin() -> snapshots.Displacing:
                     return restores.begin(self._engine, self._row(volume_id), supply, allow_holes=allow_holes)
 
                 going = await self._relieved(volume_id, what, begin)
+                job.waits_for = None
                 begun((going.volume, going.kept))
                 try:
                     return await self._bring(going, supply, job, allow_holes=allow_holes)
@@ -203,11 +213,21 @@ class Restores(Arrivals):
 
     @asynccontextmanager
     async def _supplied(
-        self, backup: model.Backup, job: Job, what: str, *, within_s: float | None = None
+        self,
+        backup: model.Backup,
+        job: Job,
+        what: str,
+        *,
+        within_s: float | None = None,
+        until: Callable[[], object] = lambda: None,
     ) -> AsyncIterator[supplies.Supply]:
-        """Have the repository of a backup open for the block. Raises Unusable after `within_s` seconds."""
+        """Have the repository of a backup open for the block; `until` is called when its target has answered, or not.
+
+        Raises Unusable after `within_s` seconds.
+        """
         looking = self._threads.submit(functools.partial(supplies.look, self._engine, backup, work=job, what=what))
         await asyncio.wait([looking], timeout=within_s)
+        until()
         if not looking.done() and not job.cancelled.is_set():
             job.stop()
             self._runner.spawn(self._close(looking))  # whenever that ends: it may sleep in the kernel

@@ -30,6 +30,8 @@ async def restore(service: Service, volume: model.Volume, given: Body) -> Made:
         if present is not None and present.state is BackupState.CREATED:
             raise  # not the backup has gone while we waited, but the volume
         raise problems.invalid("InvalidReference", str(err), field="backupId") from err
+    if kept is None:  # its target is slow: the volume still is as it was, and says that something goes on
+        return Made("volume", restored, HTTPStatus.ACCEPTED)
     status = HTTPStatus.ACCEPTED if restored.state is VolumeState.RESTORING else HTTPStatus.OK
     return Made("volume", restored, status, {"displacedSnapshotId": ids.show(schemas.SNAPSHOT, kept.id)})
 

@@ -68,6 +68,7 @@ def _show(service: Service, volume: model.Volume) -> dict[str, Any]:
     fault = volume.message if is_fault else service.runner.fault(f"1v{volume.id}")
     if fault is None and model.health_of(ailing) is model.Health.UNAVAILABLE:
         fault = model.told(ailing)
+    job = service.jobs.get(f"1v{volume.id}")
     return {
         "name": volume.name,
         "state": model.shown_state(volume, is_mounted=is_mounted),
@@ -95,10 +96,10 @@ def _show(service: Service, volume: model.Volume) -> dict[str, Any]:
         "uuid": volume.uuid,
         **times.shown(created=volume.created_at, removed=volume.removed_at, removeTime=volume.destroy_at),
         **transition(
-            is_going=volume.state in _GOING,
+            is_going=volume.state in _GOING or (job is not None and job.waits_for is not None),
             fault=fault,
             note=volume.message or model.told(ailing),
-            job=service.jobs.get(f"1v{volume.id}"),
+            job=job,
         ),
     }
 

@@ -331,6 +331,9 @@ def test_a_backup_whose_snapshot_outlasts_the_daemon_is_taken_up_again(
 
     asyncio.run(stopped())  # and so it ends what still waits
     copies.opened.set()
+    for thread in threading.enumerate():
+        if thread.name.startswith("copy_"):
+            thread.join(PATIENCE_S)
     assert [backup.state for backup in bench.store.creating_backups()] == [BackupState.CREATING]
     assert "internal error" not in caplog.text
 

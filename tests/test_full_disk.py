@@ -3,6 +3,7 @@
 What exists is listed, unmounted, removed and purged; what would need space is refused, says why, and leaves nothing.
 """
 
+import errno
 import os
 import uuid
 from collections.abc import Callable, Iterator
@@ -249,7 +250,18 @@ def full(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Full]:
         bench.close()
         unmount_under(bench.root)
         scratch.close()
-        mount.unmount(memory)
+        until(lambda: is_unmounted(memory), "the last copy of a mount of ours, in a namespace of another test, to go")
+
+
+def is_unmounted(place: Path) -> bool:
+    """Unmount a place, or tell that it is busy."""
+    try:
+        mount.unmount(place)
+    except OSError as err:
+        if err.errno != errno.EBUSY:
+            raise
+        return False
+    return True
 
 
 def refusals(verb: Callable[[int], object], *, tries: int) -> set[str]:

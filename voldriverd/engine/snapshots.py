@@ -1,7 +1,6 @@
 """Snapshots: create, remove, and revert, which keeps what it displaces."""
 
 import uuid
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Final
@@ -32,18 +31,12 @@ Reverted = tuple[model.Volume, model.Snapshot]
 """A volume with its new content, and the automatic snapshot of what that displaced."""
 
 
-def create(
-    engine: Engine, volume: model.Volume, wish: Wish, *, begun: Callable[[model.Snapshot], None] | None = None
-) -> model.Snapshot:
+def create(engine: Engine, volume: model.Volume, wish: Wish) -> model.Snapshot:
     """Freeze the present content of a volume, mounted or not, as one instant.
 
-    Both halves in one call; `begun` is called between them. Raises what `begin_create` and `finish_create` raise; then
-    nothing is left.
+    Both halves in one call: raises what `begin_create` and `finish_create` raise; then nothing is left.
     """
-    snapshot = begin_create(engine, volume, wish)
-    if begun is not None:
-        begun(snapshot)
-    return finish_create(engine, volume, snapshot)
+    return finish_create(engine, volume, begin_create(engine, volume, wish))
 
 
 def begin_create(engine: Engine, volume: model.Volume, wish: Wish) -> model.Snapshot:

@@ -153,7 +153,7 @@ def root_place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]
         yield place
     finally:
         scratch.close()
-        mount.unmount(memory)
+        until(lambda: is_unmounted(memory), "the last copy of a mount of ours, in a namespace of another test, to go")
 
 
 def put(database: store.Store, number: int, *, is_vital: bool) -> None:
